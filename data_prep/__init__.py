@@ -1,0 +1,1 @@
+"""Articles and tables to WebDataset shards: `python -m data_prep STAGE`."""

@@ -1,0 +1,1 @@
+"""Zero-shot evaluation of image-text models: `python -m eval SUITE.yaml model=...`."""
