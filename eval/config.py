@@ -1,0 +1,207 @@
+"""What a suite says: tasks by name, each with its data, classes, prompts and the protocol's source.
+
+Everything that can be checked without data or model is checked here, so that a misspelled
+placeholder costs a second and not an hour of embedding.
+"""
+
+import string
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omegaconf import MISSING
+
+from vlp.config import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where a task's images come from, and the table that says what is on them."""
+
+    reader: Literal["shards", "clip_benchmark", "table"] = MISSING
+    """`shards`: a folder of data_prep; `clip_benchmark`: a WebDataset folder in the layout of
+    CLIP_benchmark; `table`: a CSV, JSONL or Parquet file with a column of image paths."""
+    path: str = MISSING
+    """The folder or file; relative to data_root."""
+    split: str = "test"
+    """Which split to score; '' takes a table whole."""
+    labels: str = ""
+    """For shards: a table (CSV, JSONL, Parquet) joined on the sample's `image`; relative to
+    data_root. Without it the sample's own JSON is the one row."""
+    image_root: str = ""
+    """For tables: the folder to which image paths are relative (and which they can't leave);
+    relative to data_root. Empty: the table's folder."""
+    image_column: str = "image"
+    """For tables: the column of image paths."""
+    caption_column: str = "caption"
+    """For tables: the column of captions (a string or a list of them); used by retrieval."""
+    split_column: str = "split"
+    """For tables: the column of split names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One score: the data, the question asked of the model, and the protocol's source."""
+
+    kind: Literal["classification", "retrieval", "vqa"] = MISSING
+    """What to do with the data."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images and labels."""
+    source: str = MISSING
+    """Where the protocol (split, classes, prompts, metric) comes from."""
+    notes: list[str] = field(default_factory=list)
+    """Known traps; they stand beside the score in the results and in the report."""
+    where: dict[str, list[str]] = field(default_factory=dict)
+    """Keep only rows whose column has one of the values: {answer_type: [CLOSED]}."""
+    cluster: str = ""
+    """Column whose equal values are resampled together in the bootstrap (patient, article,
+    image). Empty: every item by itself."""
+    label: str = "label"
+    """classification: the column of class labels."""
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """classification: label in the data -> names of the class in prompts. May be empty for a
+    CLIP_benchmark folder, which has its own classnames.txt."""
+    templates: list[str] = field(default_factory=list)
+    """classification: prompts with `{c}` for the name of the class. May be empty for a
+    CLIP_benchmark folder, which has its own file of templates."""
+    metric: Literal["accuracy", "mean_per_class_recall"] = "accuracy"
+    """classification: the score that stands for the task in tables and plots. Mean per-class recall
+    (balanced accuracy) where the classes are uneven."""
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10])
+    """retrieval: the cut-offs of recall@k."""
+    question: str = "question"
+    """vqa: the column of questions."""
+    answer: str = "answer"
+    """vqa: the column of answers."""
+    options: str = "options"
+    """vqa: the column with each item's list of options."""
+    statements: str = "statements"
+    """vqa: the column with one sentence per option; where an item has none, `statement` is used."""
+    question_type: str = "question_type"
+    """vqa: the column by which scores are broken down; items without it are one type."""
+    fixed_options: list[str] = field(default_factory=list)
+    """vqa: options of every item, for tables without a column of options, such as ["yes", "no"]."""
+    statement: str = "{question} {option}"
+    """vqa: how an option becomes a text, where the item has no statements of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Score a CLIP model on a suite of tasks: python -m eval SUITE.yaml model=... data_root=..."""
+
+    model: str = MISSING
+    """A folder with open_clip_config.json, or any open_clip model: hf-hub:ORG/NAME,
+    local-dir:FOLDER, NAME@PRETRAINED, or NAME alone for random weights."""
+    name: str = MISSING
+    """The suite's name; part of the default of `out`."""
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """The tasks by name."""
+    only: list[str] = field(default_factory=list)
+    """Names of the tasks to run, such as only=[modality,vqa]; empty runs all."""
+    data_root: str = "."
+    """The folder to which the paths of the suite are relative."""
+    out: str = ""
+    """Where results.json and report.html go. Empty: eval/SUITE beside a model's folder, or
+    eval-results/MODEL/SUITE for a model that has no folder."""
+    cache: str = ""
+    """Where embeddings are kept. Empty: the folder `cache` in `out`."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes cuda where there is one."""
+    batch_size: int = 64
+    """Images or texts per forward pass."""
+    workers: int = 2
+    """Processes that decode images; 0 decodes in the main process."""
+    seed: int = 0
+    """Seed of the bootstrap and of shuffled baselines."""
+    replicates: int = 1000
+    """Bootstrap resamples behind each interval."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("batch_size", 1), ("workers", 0), ("replicates", 100)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}={getattr(self, key)}: set it to {least} or more")
+
+
+def chosen_tasks(config: EvalConfig, suite: str) -> dict[str, TaskConfig]:
+    """The tasks that `only` leaves, checked as far as is possible without data.
+
+    Args:
+        suite: the suite's file, for errors.
+
+    Raises:
+        UserError: no task, an unknown name in `only`, or the first problem of a task.
+    """
+    if not config.tasks:
+        raise UserError(f"{suite}: tasks is empty; a suite needs at least one task")
+    for name in config.only:
+        if name not in config.tasks:
+            raise UserError(f"{suite}: only: no task '{name}'; there are {_names(config.tasks)}")
+    tasks = {name: config.tasks[name] for name in (config.only or config.tasks)}
+    for name, task in tasks.items():
+        for key, problem in _problems(task):
+            raise UserError(f"{suite}: tasks.{name}.{key}: {problem}")
+    return tasks
+
+
+def placeholders(template: str) -> set[str]:
+    """Names in braces: 'a {c}' -> {'c'}.
+
+    Raises:
+        ValueError: braces that don't match, or formatting beyond a plain name.
+    """
+    found = set()
+    for _, name, spec, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if spec or conversion:
+            raise ValueError(f"write '{{{name}}}' alone, without ':' or '!'")
+        found.add(name)
+    return found
+
+
+def _problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong and what to do), the most basic first."""
+    if task.kind == "classification":
+        yield from _classification_problems(task)
+    elif task.kind == "retrieval":
+        if not task.ks or min(task.ks) < 1:
+            yield "ks", f"{list(task.ks)} needs cut-offs of 1 or more"
+    elif task.kind == "vqa":
+        if problem := _template_problem(task.statement, {"question", "option"}, {"option"}):
+            yield "statement", problem
+        if len(set(task.fixed_options)) != len(task.fixed_options) or len(task.fixed_options) == 1:
+            yield "fixed_options", f"{list(task.fixed_options)} needs two different options or more"
+
+
+def _classification_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
+    own_files = task.data.reader == "clip_benchmark"
+    if not task.classes and not own_files:
+        yield "classes", "is empty; write `label: [name in prompts]` for each class"
+    if len(task.classes) == 1:
+        yield "classes", f"one class, {_names(task.classes)}, is no choice; write at least two"
+    for label, names in task.classes.items():
+        if not names or not all(name.strip() for name in names):
+            yield f"classes.{label}", "needs at least one name, and no empty one"
+    if not task.templates and not own_files:
+        yield "templates", "is empty; write at least one prompt with {c}"
+    for template in task.templates:
+        if problem := _template_problem(template, {"c"}, {"c"}):
+            yield "templates", problem
+
+
+def _template_problem(template: str, known: set[str], needed: set[str]) -> str:
+    """What is wrong with a template, or ''."""
+    exist = " and ".join(f"{{{name}}}" for name in sorted(known))
+    try:
+        found = placeholders(template)
+    except ValueError as error:
+        return f"'{template}': {error}"
+    if unknown := sorted(found - known):
+        return f"'{template}': unknown placeholder {{{unknown[0]}}}; there is {exist}"
+    if missing := sorted(needed - found):
+        return f"'{template}': no placeholder {{{missing[0]}}}; there is {exist}"
+    return ""
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,109 @@
+"""Scores as pure functions of arrays, and the interval that stands beside each of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """Bounds of a confidence interval."""
+
+    low: float
+    high: float
+
+
+def confusion_matrix(true: Ints, predicted: Ints, classes: int) -> Ints:
+    """Counts [classes, classes]: row = true class, column = predicted class."""
+    flat = np.bincount(true * classes + predicted, minlength=classes * classes)
+    return flat.reshape(classes, classes).astype(np.int64)
+
+
+def accuracy(confusion: Ints) -> float:
+    """Share of right answers."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def per_class_recall(confusion: Ints) -> Floats:
+    """[classes]: share of each true class that was recognised; NaN for a class without items."""
+    totals = confusion.sum(axis=1)
+    right = np.diagonal(confusion).astype(np.float64)
+    recall: Floats = np.full(len(totals), np.nan)
+    np.divide(right, totals, out=recall, where=totals > 0)
+    return recall
+
+
+def mean_per_class_recall(confusion: Ints) -> float:
+    """Balanced accuracy: the mean recall of the classes that have items, as in scikit-learn."""
+    return float(np.nanmean(per_class_recall(confusion)))
+
+
+def majority_share(true: Ints) -> float:
+    """Accuracy of always answering the most frequent class, chosen on these very items."""
+    return float(np.bincount(true).max() / len(true))
+
+
+def chance_recall(k: int, right: Ints, candidates: int) -> float:
+    """Expected recall@k of a random order.
+
+    Args:
+        k: the cut-off.
+        right: [queries], how many of the candidates are right for each query.
+        candidates: how many there are.
+
+    Returns:
+        Mean over queries of 1 - C(candidates - right, k) / C(candidates, k).
+    """
+    steps = np.arange(min(k, candidates))
+    wrong = np.maximum(candidates - right[:, None] - steps, 0) / (candidates - steps)
+    return float(np.mean(1 - wrong.prod(axis=1)))
+
+
+def bootstrap_interval(
+    values: Floats,
+    *,
+    seed: int,
+    strata: Ints | None = None,
+    clusters: Ints | None = None,
+    replicates: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval of a mean, or of a mean of means.
+
+    Args:
+        values: [n], one number per item, such as 1 for right and 0 for wrong.
+        seed: of the resampling.
+        strata: int [n] from 0; then the statistic is the mean over strata of the means within
+            them (strata that a resample misses are left out): with the true classes as strata,
+            balanced accuracy. Without: the plain mean.
+        clusters: int [n] from 0; items of one cluster (patient, article) are drawn together, since
+            they aren't independent. Without: every item by itself.
+        replicates: how many resamples.
+        level: coverage.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not len(values):
+        raise ValueError("an interval needs at least one value")
+    stratum = np.zeros(len(values), np.int64) if strata is None else strata
+    cluster = np.arange(len(values)) if clusters is None else clusters
+    groups, count = int(stratum.max()) + 1, int(cluster.max()) + 1
+    # A resample is how often each cluster was drawn, so sums per (stratum, cluster) are enough.
+    cell = stratum * count + cluster
+    shape = (groups, count)
+    sums = np.bincount(cell, weights=values, minlength=groups * count).reshape(shape)
+    sizes = np.bincount(cell, minlength=groups * count).reshape(shape).astype(np.float64)
+    generator = np.random.default_rng(seed)
+    statistics = np.empty(replicates)
+    for i in range(replicates):
+        drawn = np.bincount(generator.integers(count, size=count), minlength=count)
+        size = sizes @ drawn
+        present = size > 0
+        statistics[i] = np.mean((sums @ drawn)[present] / size[present])
+    tail = (1 - level) / 2
+    low, high = np.quantile(statistics, [tail, 1 - tail])
+    return Interval(float(low), float(high))
