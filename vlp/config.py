@@ -9,6 +9,7 @@ no torch, since `data_prep` runs on machines that have none.
 import ast
 import dataclasses
 import inspect
+import itertools
 import os
 import sys
 import textwrap
@@ -76,7 +77,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def describe(cls: type, program: str = "") -> str:
-    """The text of `--help`: the class's docstring, then every key with type, default and meaning."""
+    """The text of `--help`: the class's docstring, then each key's type, default and meaning."""
     lines = [f"usage: {program or 'PROGRAM'} [YAML ...] [key=value ...]", ""]
     if cls.__doc__:
         lines += [inspect.cleandoc(cls.__doc__), ""]
@@ -152,7 +153,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """(key, type, default, documentation) of every leaf; nested classes contribute `a.b` keys."""
     hints = typing.get_type_hints(cls)
     docs = _field_docs(cls)
@@ -160,7 +161,7 @@ def _fields(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
         hint, name, doc = hints[field.name], prefix + field.name, docs.get(field.name, "")
         arguments = typing.get_args(hint)
         if dataclasses.is_dataclass(hint):
-            yield from _fields(typing.cast(type, hint), name + ".")
+            yield from _fields(hint, name + ".")
         elif typing.get_origin(hint) is dict and dataclasses.is_dataclass(arguments[1]):
             yield name, "mapping of NAME to the keys below", _default(field), doc
             yield from _fields(arguments[1], f"{name}.NAME.")
@@ -193,7 +194,7 @@ def _field_docs(cls: type) -> dict[str, str]:
         except (OSError, TypeError):  # no source at hand: a class made at run time
             continue
         body = typing.cast(ast.ClassDef, tree.body[0]).body
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in itertools.pairwise(body):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)

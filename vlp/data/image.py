@@ -1,0 +1,153 @@
+"""Stored image bytes to uint8 pixels: a fast path for training, an exact one for evaluation.
+
+Training decodes JPEG at the smallest scale (1/8, 1/4, 1/2, 1) that still holds 1.25 times the
+pixels of the crop, then crops and resizes in one step: 5 times faster than decoding whole, at
+52 dB PSNR. Evaluation decodes whole and resizes with Pillow, exactly as open_clip does.
+"""
+
+import io
+import math
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 178_956_970
+"""Bound on width * height, Pillow's own; a larger header is refused before any decoding."""
+
+GUARD = 1.25
+"""Pixels kept per output pixel when decoding at reduced scale; less blurs, more costs time."""
+
+_RATIO = (math.log(3 / 4), math.log(4 / 3))
+
+Box = tuple[int, int, int, int]
+
+
+class ImageError(Exception):
+    """An image that can't be decoded; the message says why."""
+
+
+def random_crop(
+    width: int, height: int, scale: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Left, top, width, height of a random crop, in pixels.
+
+    The distribution is that of torchvision's RandomResizedCrop with its default aspect ratios:
+    area uniform in `scale`, log aspect uniform in [3/4, 4/3], ten tries, then the centre.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*_RATIO))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+    aspect = min(max(width / height, 3 / 4), 4 / 3)
+    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def decode_crop(
+    data: bytes, size: int, scale: tuple[float, float], rng: np.random.Generator
+) -> torch.Tensor:
+    """A random crop of an encoded image, resized: uint8 [3, size, size].
+
+    Raises:
+        ImageError: not an image, damaged, or larger than MAX_PIXELS.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        pixels, (left, top, w, h) = _jpeg_crop(data, size, scale, rng)
+    else:
+        pixels = np.asarray(open_rgb(data))
+        left, top, w, h = random_crop(pixels.shape[1], pixels.shape[0], scale, rng)
+    crop = torch.from_numpy(pixels[top : top + h, left : left + w])
+    # The permuted view keeps the HWC strides, for which the uint8 kernel is 4 times faster.
+    resized = F.interpolate(
+        crop.permute(2, 0, 1)[None], (size, size), mode="bicubic", antialias=True
+    )
+    return resized[0]
+
+
+def _jpeg_crop(
+    data: bytes, size: int, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, Box]:
+    """(uint8 [H, W, 3] at reduced scale, the crop in those pixels)."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise ImageError(f"damaged JPEG: {error}") from None
+    _bound(width, height)
+    left, top, w, h = random_crop(width, height, scale, rng)
+    eighths = next((m for m in (1, 2, 4) if min(w, h) * m / 8 >= GUARD * size), 8)
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=-(-height * eighths // 8), min_width=-(-width * eighths // 8)
+        )
+    except ValueError:
+        # libjpeg-turbo refuses some files that Pillow reads, among them odd CMYK ones.
+        pixels = np.asarray(open_rgb(data))
+    x, y = pixels.shape[1] / width, pixels.shape[0] / height
+    return pixels, (int(left * x), int(top * y), max(1, int(w * x)), max(1, int(h * y)))
+
+
+def open_rgb(data: bytes) -> Image.Image:
+    """An encoded image decoded whole, as 8-bit RGB.
+
+    Palettes are expanded, transparency is composited on white, CMYK is converted, 16-bit and float
+    greys are rescaled from their own range (`convert("RGB")` alone would clip them to white).
+
+    Raises:
+        ImageError: not an image, damaged, or larger than MAX_PIXELS.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _bound(*image.size)
+            image.load()
+            return to_rgb(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        start = data[:8].hex(" ") or "nothing"
+        raise ImageError(f"not an image: the file starts with {start}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow's decoders raise these four for damaged files; SyntaxError comes from PNG.
+        raise ImageError(f"damaged image: {error}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image of any mode as 8-bit RGB; see `open_rgb`."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float32)
+        low, high = float(values.min()), float(values.max())
+        scaled = (values - low) * (255 / max(high - low, 1e-6))
+        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _bound(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} pixels, more than the bound of {MAX_PIXELS}")
+    if width < 1 or height < 1:
+        raise ImageError(f"{width} x {height} pixels")
+
+
+def center_pixels(image: Image.Image, size: int) -> torch.Tensor:
+    """Short side to `size` (bicubic, Pillow), centre crop: uint8 [3, size, size].
+
+    Up to normalisation this is open_clip's evaluation transform with `resize_mode: shortest`.
+    """
+    width, height = image.size
+    short = min(width, height)
+    # Rounding as in torchvision.transforms.Resize and CenterCrop.
+    new = (
+        (size, int(size * height / width)) if width == short else (int(size * width / height), size)
+    )
+    resized = image if short == size else image.resize(new, Image.Resampling.BICUBIC)
+    left, top = round((resized.width - size) / 2.0), round((resized.height - size) / 2.0)
+    pixels = np.array(resized.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)

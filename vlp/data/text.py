@@ -1,0 +1,132 @@
+"""Captions to packed token ids: no padding, ever."""
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ftfy
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from vlp.config import UserError
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+class PackedText(NamedTuple):
+    """Token ids of B captions, one after the other.
+
+    Attributes:
+        input_ids: int64 [T], T = sum of lengths.
+        cu_seqlens: int32 [B + 1], where each caption starts; the last entry is T.
+        max_length: bound on a caption's length. It is the context length, not the batch's longest,
+            so that compiled code and kernels see a constant.
+    """
+
+    input_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_length: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedText":
+        return PackedText(
+            self.input_ids.to(device, non_blocking=non_blocking),
+            self.cu_seqlens.to(device, non_blocking=non_blocking),
+            self.max_length,
+        )
+
+    def pin_memory(self) -> "PackedText":
+        return PackedText(
+            self.input_ids.pin_memory(), self.cu_seqlens.pin_memory(), self.max_length
+        )
+
+    def padded(self, pad_id: int = 0) -> torch.Tensor:
+        """int64 [B, longest]: the same captions padded on the right, for models that need it."""
+        rows = list(torch.split(self.input_ids, self.cu_seqlens.diff().tolist()))
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
+
+
+class CaptionTokenizer:
+    """A `tokenizer.json` that returns packed ids, truncated to the context length.
+
+    Text is cleaned first as open_clip's HFTokenizer does, so both see the same ids.
+    """
+
+    def __init__(self, path: str | Path, context_length: int) -> None:
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(f"{file}: no such tokenizer; give a tokenizer.json or its folder")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001  the library raises bare Exception
+            raise UserError(f"{file}: not a tokenizer.json: {error}") from None
+        self.tokenizer.enable_truncation(context_length)
+        self.tokenizer.no_padding()
+        self.context_length = context_length
+        self.folder = file.parent
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.token_to_id("[PAD]") or 0
+
+    def __call__(self, captions: Sequence[str]) -> PackedText:
+        """B captions -> packed ids, each with the tokenizer's special tokens."""
+        encoded = self.tokenizer.encode_batch_fast([clean(caption) for caption in captions])
+        lengths = torch.tensor([0] + [len(row.ids) for row in encoded], dtype=torch.int32)
+        return PackedText(
+            torch.tensor([token for row in encoded for token in row.ids], dtype=torch.int64),
+            lengths.cumsum(0, dtype=torch.int32),
+            self.context_length,
+        )
+
+
+def clean(text: str) -> str:
+    """Repair encoding, unescape HTML, collapse white space: open_clip's `_clean_whitespace`."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):
+        # Nothing that ftfy or html repair is in printable ASCII without "&"; ftfy costs 50 us.
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())
+
+
+def train_wordpiece(captions: Iterable[str], vocab_size: int, folder: str | Path) -> None:
+    """Train a lower-casing BERT WordPiece vocabulary and save it as a tokenizer folder.
+
+    The folder loads with `CaptionTokenizer` and with transformers' AutoTokenizer.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=SPECIAL_TOKENS,
+        continuing_subword_prefix="##",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((clean(caption) for caption in captions), trainer)
+    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a BERT tokenizer as files that `tokenizers`, transformers and open_clip read."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {name.strip("[]").lower() + "_token": name for name in SPECIAL_TOKENS}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")

@@ -1,0 +1,109 @@
+"""Ranks, and collectives with gradient; everything works on one process without a group."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all.
+
+    Attributes:
+        rank: 0-based number of this process; 0 writes files and reports.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start(device: str = "auto") -> World:
+    """Join the group that torchrun describes in the environment; alone without it.
+
+    Args:
+        device: `cpu`, `cuda`, or `auto` (CUDA where there is one).
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local)
+    else:
+        local = torch.device(device)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
+    return World(rank, size, local)
+
+
+def stop() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather along dim 0, whose backward sums every rank's gradient of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        if dist.get_backend() == "nccl":
+            own = torch.empty_like(gradient[: len(gradient) // size()])
+            dist.reduce_scatter_tensor(own, gradient)
+            return own
+        dist.all_reduce(gradient)  # gloo on older torch has no reduce_scatter
+        return gradient.chunk(size())[rank()]
+
+
+def gather(local: Tensor) -> Tensor:
+    """[b, ...] of each rank, equal b -> [ranks * b, ...] on all, differentiable."""
+    return local if size() == 1 else torch.as_tensor(_Gather.apply(local))
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean over the ranks, without gradient."""
+    value = value.detach().clone()
+    if size() > 1:
+        dist.all_reduce(value)
+        value /= size()
+    return value
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Any picklable object of each rank, in rank order, on all ranks."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    if size() > 1:
+        dist.barrier()

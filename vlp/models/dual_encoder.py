@@ -1,0 +1,81 @@
+"""Two towers and a temperature; the state dict is key for key open_clip's CustomTextCLIP."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.data.text import PackedText
+from vlp.models.text_tower import TextConfig, TextTower
+from vlp.models.vision_tower import ImageConfig, VisionTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The dual encoder."""
+
+    embed_dim: int = 512
+    """Size of the shared space."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Image tower."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Text tower."""
+    init_temperature: float = 0.07
+    """Softmax temperature at the start; its inverse is learnt, as a logarithm."""
+
+    def __post_init__(self) -> None:
+        if self.init_temperature <= 0:
+            raise ValueError(
+                f"model.init_temperature must be positive, got {self.init_temperature}"
+            )
+
+
+class Features(NamedTuple):
+    """L2-normalised [B, D] features of both towers and exp(logit_scale), a scalar."""
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+
+
+class DualEncoder(nn.Module):
+    """CLIP with a timm image tower and a packed BERT."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: ModelConfig, pad_id: int = 0) -> None:
+        super().__init__()
+        self.visual = VisionTower(config.image, config.embed_dim)
+        self.text = TextTower(config.text, config.embed_dim, pad_id)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.init_temperature)))
+        mean = torch.tensor(config.image.mean).view(1, 3, 1, 1) * 255
+        std = torch.tensor(config.image.std).view(1, 3, 1, 1) * 255
+        # Not part of the state dict: open_clip keeps them in the folder's preprocess_cfg.
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> float with the model's mean and deviation."""
+        return (images.float() - self.pixel_mean) / self.pixel_std
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Normalised images [B, 3, H, W] -> [B, D]."""
+        features = self.visual(images)
+        return F.normalize(features.float(), dim=-1) if normalize else features
+
+    def encode_text(self, text: PackedText, normalize: bool = False) -> Tensor:
+        """B packed captions -> [B, D]."""
+        features = self.text(text)
+        return F.normalize(features.float(), dim=-1) if normalize else features
+
+    def forward(self, images: Tensor, text: PackedText) -> Features:
+        """uint8 images [B, 3, H, W] and B packed captions -> fp32 features for the loss."""
+        return Features(
+            self.encode_image(self.normalise(images), normalize=True),
+            self.encode_text(text, normalize=True),
+            self.logit_scale.float().exp(),
+        )

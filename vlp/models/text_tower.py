@@ -1,0 +1,204 @@
+"""A BERT over packed tokens, with the parameters and names of Hugging Face's BertModel.
+
+Padding never exists: linear layers and norms see [T, width] rows of real tokens, and attention
+runs within the sequences that `cu_seqlens` marks. Only the [CLS] row of the last layer is used, so
+that layer computes nothing else. Both are exact (tests/vlp/test_text_tower.py).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp.data.text import PackedText
+from vlp.models.attention import Layout, attend, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text tower: BERT, its tokenizer and its projection."""
+
+    tokenizer: str = ""
+    """Folder with tokenizer.json, or that file. Empty: a WordPiece vocabulary is trained on the
+    training captions and saved in the run's folder."""
+    vocab_size: int = 30522
+    """Size of the vocabulary when one is trained; a given tokenizer's own size replaces it."""
+    context_length: int = 256
+    """Tokens that a caption is cut to, [CLS] and [SEP] included."""
+    max_positions: int = 512
+    """Rows of the position table; at least context_length."""
+    width: int = 768
+    """Size of a token's vector."""
+    layers: int = 12
+    """Transformer layers."""
+    heads: int = 12
+    """Attention heads; they divide width."""
+    mlp_width: int = 3072
+    """Hidden size of the feed-forward blocks."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in every LayerNorm."""
+    proj: Literal["linear", "mlp"] = "mlp"
+    """Projection to the shared space; `mlp` is what BiomedCLIP's checkpoint has."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(
+                f"model.text.width={self.width} is not divisible by model.text.heads={self.heads}"
+            )
+        if not 2 < self.context_length <= self.max_positions:
+            raise ValueError(
+                f"model.text.context_length={self.context_length} must be above 2 and at most "
+                f"model.text.max_positions={self.max_positions}"
+            )
+
+    def hugging_face(self, pad_id: int = 0) -> dict[str, object]:
+        """The config.json with which transformers builds the same BERT."""
+        return {
+            "architectures": ["BertModel"],
+            "model_type": "bert",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.mlp_width,
+            "max_position_embeddings": self.max_positions,
+            "type_vocab_size": 2,
+            "hidden_act": "gelu",
+            "layer_norm_eps": self.layer_norm_eps,
+            # Contrastive pretraining is long and never repeats a batch; dropout would also make the
+            # towers differ between packed and padded runs.
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "pad_token_id": pad_id,
+        }
+
+
+class Embeddings(nn.Module):
+    """Word, position and (constant) segment embeddings."""
+
+    def __init__(self, config: TextConfig, pad_id: int) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=pad_id)
+        self.position_embeddings = nn.Embedding(config.max_positions, config.width)
+        self.token_type_embeddings = nn.Embedding(2, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """int64 [T], int64 [T] -> [T, width]."""
+        embedded = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+        return self.LayerNorm(embedded + self.position_embeddings(positions))
+
+
+class SelfAttention(nn.Module):
+    """The three input projections of attention."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(config.width, config.width)
+        self.value = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, asking: Tensor, layout: Layout, cls_only: bool) -> Tensor:
+        """Tokens [T, width] and the rows that ask, [T or B, width] -> as the latter."""
+        q, k, v = (
+            rows.unflatten(-1, (self.heads, -1))
+            for rows in (self.query(asking), self.key(x), self.value(x))
+        )
+        return attend(q, k, v, layout, one_query=cls_only).flatten(-2)
+
+
+class Output(nn.Module):
+    """Linear layer, residual, norm: the end of both halves of a BERT layer."""
+
+    def __init__(self, config: TextConfig, inputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dense(x) + residual)
+
+
+class Layer(nn.Module):
+    """A BERT layer; the containers exist for Hugging Face's parameter names."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict(
+            {"self": SelfAttention(config), "output": Output(config, config.width)}
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.width, config.mlp_width)})
+        self.output = Output(config, config.mlp_width)
+
+    def forward(self, x: Tensor, layout: Layout, cls_only: bool = False) -> Tensor:
+        """[T, width] -> [T, width], or [B, width] of the [CLS] rows alone."""
+        asking = x[layout.firsts] if cls_only else x
+        attended = self.attention["self"](x, asking, layout, cls_only)
+        asking = self.attention["output"](attended, asking)
+        return self.output(F.gelu(self.intermediate["dense"](asking)), asking)
+
+
+class PackedBert(nn.Module):
+    """BertModel without pooler: packed captions -> the last layer's [CLS] vectors."""
+
+    def __init__(self, config: TextConfig, pad_id: int = 0) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config, pad_id)
+        self.encoder = nn.ModuleDict(
+            {"layer": nn.ModuleList(Layer(config) for _ in range(config.layers))}
+        )
+        self.apply(_initialise)
+
+    def forward(self, text: PackedText) -> Tensor:
+        """B packed captions -> [B, width]."""
+        starts = (
+            text.cu_seqlens[:-1]
+            .long()
+            .repeat_interleave(text.cu_seqlens.diff(), output_size=len(text.input_ids))
+        )
+        positions = torch.arange(len(starts), device=starts.device) - starts
+        x = self.embeddings(text.input_ids, positions)
+        # Under autocast the projections come out in its type, whatever x is.
+        device = x.device.type
+        half = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else x.dtype
+        layout = plan(text.cu_seqlens, text.max_length, dtype)
+        *layers, last = self.encoder["layer"].children()
+        for layer in layers:
+            x = layer(x, layout)
+        return last(x, layout, cls_only=True)
+
+
+class TextTower(nn.Module):
+    """PackedBert and the projection, named as in open_clip's HFTextEncoder."""
+
+    def __init__(self, config: TextConfig, embed_dim: int, pad_id: int = 0) -> None:
+        super().__init__()
+        self.transformer = PackedBert(config, pad_id)
+        hidden = (config.width + embed_dim) // 2
+        self.proj: nn.Module = (
+            nn.Linear(config.width, embed_dim, bias=False)
+            if config.proj == "linear"
+            else nn.Sequential(
+                nn.Linear(config.width, hidden, bias=False),
+                nn.GELU(),
+                nn.Linear(hidden, embed_dim, bias=False),
+            )
+        )
+
+    def forward(self, text: PackedText) -> Tensor:
+        """B packed captions -> [B, embed_dim], not normalised."""
+        return self.proj(self.transformer(text))
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's initialisation: normal with deviation 0.02, biases zero."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight[module.padding_idx].detach())
