@@ -38,7 +38,8 @@ class OptimizerConfig:
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over two groups: matrices with decay; vectors and scalars without."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Norms, biases, LayerScale and the temperature have fewer than two dimensions.

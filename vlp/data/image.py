@@ -7,6 +7,7 @@ pixels of the crop, then crops and resizes in one step: 5 times faster than deco
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
@@ -134,6 +135,21 @@ def _bound(width: int, height: int) -> None:
         raise ImageError(f"{width} x {height} pixels, more than the bound of {MAX_PIXELS}")
     if width < 1 or height < 1:
         raise ImageError(f"{width} x {height} pixels")
+
+
+class Normalise:
+    """uint8 [B, 3, H, W] -> float32 with a mean and deviation per channel, on the device."""
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+    ) -> None:
+        """`mean` and `std` are of pixels in [0, 1]."""
+        self.mean, self.std = (
+            torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (mean, std)
+        )
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.to(self.mean.device, non_blocking=True).float() - self.mean) / self.std
 
 
 def center_pixels(image: Image.Image, size: int) -> torch.Tensor:

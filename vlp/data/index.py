@@ -21,7 +21,7 @@ from vlp.config import UserError
 
 FORMAT = "biovlp-shards"
 VERSION = 1
-COLUMNS = ("key", "shard", "image_offset", "image_size", "text_offset", "text_size")
+COLUMNS = ("key", "shard", "split", "image_offset", "image_size", "text_offset", "text_size")
 
 Verify = Literal["size", "sha256"]
 
@@ -87,11 +87,11 @@ def open_shards(folder: str | Path, split: str, verify: Verify = "size") -> Shar
     folder = Path(folder)
     manifest = _manifest(folder)
     table = _index(folder / "index.parquet")
-    splits = sorted(set(table["split"].to_pylist())) if "split" in table.column_names else ["train"]
-    if "split" in table.column_names:
-        table = table.filter(pc.equal(table["split"], split))
+    found = pc.unique(table["split"]).to_pylist()
+    table = table.filter(pc.equal(table["split"], split))
     if table.num_rows == 0:
-        raise UserError(f"{folder}: no samples in split '{split}'; it has {', '.join(splits)}")
+        has = ", ".join(sorted(found)) or "no samples at all"
+        raise UserError(f"{folder}: no samples in split '{split}'; it has {has}")
     table = table.sort_by([("shard", "ascending"), ("image_offset", "ascending")])
     encoded = table["shard"].combine_chunks().dictionary_encode()
     shards = tuple(encoded.dictionary.to_pylist())
@@ -107,8 +107,13 @@ def open_shards(folder: str | Path, split: str, verify: Verify = "size") -> Shar
         shard_sizes=tuple(int(n) for n in np.bincount(shard_of, minlength=len(shards))),
         keys=table["key"],
         shard_of=shard_of,
-        spans=np.stack([table[column].to_numpy() for column in COLUMNS[2:]], axis=1),
+        spans=np.stack([table[column].to_numpy() for column in COLUMNS[3:]], axis=1),
     )
+
+
+def splits(folder: str | Path) -> list[str]:
+    """The splits that a shard folder has, by its manifest."""
+    return sorted(_manifest(Path(folder)).get("splits", {}))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def _index(path: Path) -> pa.Table:
         missing = [column for column in COLUMNS if column not in names]
         if missing:
             raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
-        return pq.read_table(path, columns=[*COLUMNS, *(["split"] if "split" in names else [])])
+        return pq.read_table(path, columns=list(COLUMNS))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not readable as Parquet: {error}") from None
 

@@ -44,23 +44,11 @@ class Features(NamedTuple):
 class DualEncoder(nn.Module):
     """CLIP with a timm image tower and a packed BERT."""
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, config: ModelConfig, pad_id: int = 0) -> None:
         super().__init__()
         self.visual = VisionTower(config.image, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim, pad_id)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.init_temperature)))
-        mean = torch.tensor(config.image.mean).view(1, 3, 1, 1) * 255
-        std = torch.tensor(config.image.std).view(1, 3, 1, 1) * 255
-        # Not part of the state dict: open_clip keeps them in the folder's preprocess_cfg.
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float with the model's mean and deviation."""
-        return (images.float() - self.pixel_mean) / self.pixel_std
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Normalised images [B, 3, H, W] -> [B, D]."""
@@ -73,9 +61,9 @@ class DualEncoder(nn.Module):
         return F.normalize(features.float(), dim=-1) if normalize else features
 
     def forward(self, images: Tensor, text: PackedText) -> Features:
-        """uint8 images [B, 3, H, W] and B packed captions -> fp32 features for the loss."""
+        """Normalised images [B, 3, H, W] and B packed captions -> fp32 features for the loss."""
         return Features(
-            self.encode_image(self.normalise(images), normalize=True),
+            self.encode_image(images, normalize=True),
             self.encode_text(text, normalize=True),
             self.logit_scale.float().exp(),
         )

@@ -1,14 +1,16 @@
 """Model folders that open_clip loads, and loading them back into packed towers.
 
-A folder holds open_clip_config.json, open_clip_model.safetensors, the tokenizer and config.json, the
-BERT's configuration. open_clip builds the text tower from `AutoConfig.from_pretrained(
-text_cfg.hf_model_name)`, which takes a path or a hub id but nothing relative to the folder. Hence:
+A folder holds open_clip_config.json, open_clip_model.safetensors, the tokenizer and config.json,
+which is the BERT's configuration. open_clip builds the text tower from
+`AutoConfig.from_pretrained(text_cfg.hf_model_name)`, which takes a path or a hub id, but nothing
+relative to the folder. Hence:
 
     runs/NAME/model        hf_model_name is the folder's absolute path: loads where it was written
     after moving it        python -m vlp.models.hub folder=NEW_PLACE
     before an upload       python -m vlp.models.hub folder=FOLDER hub_id=ORG/NAME
 
-`load_pretrained`, hence `python -m eval`, reads config.json beside the weights and never needs this.
+`load_pretrained`, hence `python -m eval`, reads config.json beside the weights: it needs none of
+this.
 """
 
 import json
@@ -27,7 +29,7 @@ from vlp.config import UserError, load_config, run_program
 from vlp.data.text import CaptionTokenizer
 from vlp.models.dual_encoder import DualEncoder, ModelConfig
 from vlp.models.text_tower import TextConfig
-from vlp.models.vision_tower import ImageConfig
+from vlp.models.vision_tower import OPENAI_MEAN, OPENAI_STD, ImageConfig
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -145,7 +147,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
             name=vision["timm_model_name"],
             size=vision.get("image_size", 224),
             pool=vision.get("timm_pool", "avg"),
-            **{key: tuple(preprocess[key]) for key in ("mean", "std") if preprocess.get(key)},
+            mean=tuple(preprocess.get("mean") or OPENAI_MEAN),
+            std=tuple(preprocess.get("std") or OPENAI_STD),
         )
         towers = TextConfig(
             tokenizer=str(folder),
