@@ -56,6 +56,8 @@ class TaskConfig:
     cluster: str = ""
     """Column whose equal values are resampled together in the bootstrap (patient, article,
     image). Empty: every item by itself."""
+    show_images: bool = True
+    """Whether the report may contain images; false for data that mustn't leave its folder."""
     label: str = "label"
     """classification: the column of class labels."""
     classes: dict[str, list[str]] = field(default_factory=dict)
@@ -167,7 +169,7 @@ def _problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
         if not task.ks or min(task.ks) < 1:
             yield "ks", f"{list(task.ks)} needs cut-offs of 1 or more"
     elif task.kind == "vqa":
-        if problem := _template_problem(task.statement, {"question", "option"}, {"option"}):
+        if problem := template_problem(task.statement, {"question", "option"}, {"option"}):
             yield "statement", problem
         if len(set(task.fixed_options)) != len(task.fixed_options) or len(task.fixed_options) == 1:
             yield "fixed_options", f"{list(task.fixed_options)} needs two different options or more"
@@ -185,11 +187,11 @@ def _classification_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
     if not task.templates and not own_files:
         yield "templates", "is empty; write at least one prompt with {c}"
     for template in task.templates:
-        if problem := _template_problem(template, {"c"}, {"c"}):
+        if problem := template_problem(template, {"c"}, {"c"}):
             yield "templates", problem
 
 
-def _template_problem(template: str, known: set[str], needed: set[str]) -> str:
+def template_problem(template: str, known: set[str], needed: set[str]) -> str:
     """What is wrong with a template, or ''."""
     exist = " and ".join(f"{{{name}}}" for name in sorted(known))
     try:

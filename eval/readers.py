@@ -5,7 +5,6 @@ The bytes of an image are read when the embedding pass asks for them.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -45,7 +44,7 @@ class Dataset:
 
     samples: list[Sample]
     fingerprint: str
-    """SHA-256 over what decides the pixels: the manifest, or names, sizes and times of the files."""
+    """SHA-256 over what decides the pixels: the manifest, or the files' names, sizes and times."""
     every_row: list[Row]
     """The rows of all splits, against which names of classes are checked."""
     images: "ImageSource"
@@ -222,9 +221,9 @@ def _fingerprint_files(files: Sequence[Path]) -> str:
     for file in files:
         try:
             status = file.stat()
-            line = f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            line = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
         except OSError:  # reported, by name, when the image is read
-            line = f"{file.name}\0missing\n"
+            line = f"{file}\0missing\n"
         digest.update(line.encode())
     return digest.hexdigest()
 
@@ -327,7 +326,7 @@ def _tar_samples(path: Path) -> list[tuple[str, dict[str, _Member]]]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in _text_file(path).splitlines() if line.strip()]
+    return [line.strip() for line in _text_file(path).splitlines()]
 
 
 def _text_file(path: Path, required: bool = False) -> str:
@@ -345,9 +344,8 @@ def _text_file(path: Path, required: bool = False) -> str:
 def _read_span(path: Path, offset: int, size: int) -> bytes:
     if size > MAX_MEMBER:
         raise UserError(f"{path}: the member at byte {offset} claims {size} bytes; copy it again")
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        data = io.FileIO.read(file, size)  # type: ignore[arg-type]
+    with path.open("rb") as file:
+        data = os.pread(file.fileno(), size, offset)
     if len(data) != size:
         raise UserError(f"{path}: ends inside the member at byte {offset}; copy it again")
     return data

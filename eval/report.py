@@ -1,0 +1,135 @@
+"""report.html: one self-contained page with scores, plots and examples to look at."""
+
+import base64
+import functools
+import io
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from eval import figures
+from eval.results import percent, remarks, results, write_text
+from eval.suite import Run, TaskRun
+from eval.tasks import Example, Score
+from vlp.data.image import open_rgb
+
+THUMBNAIL = 224  # pixels of the longer side
+LABELS = {
+    "accuracy": "accuracy",
+    "mean_per_class_recall": "mean per-class recall",
+    "image_to_text": "image → caption",
+    "text_to_image": "caption → image",
+}
+PANELS = {
+    "loss": ("train/loss", "val/loss"),
+    "recall@1 on the validation split": (
+        "val/image_to_text_recall@1",
+        "val/text_to_image_recall@1",
+    ),
+    "scale (inverse temperature)": ("train/scale",),
+    "learning rate": ("train/learning_rate",),
+}
+
+
+def write_report(run: Run) -> Path:
+    """Write report.html beside results.json; returns its path."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # captions and file names come from strangers
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "label": label, "interval": figures.interval}
+    page = environment.get_template("report.html.j2").render(
+        run=run,
+        record=results(run),
+        panels=training_curves(run.model.folder),
+        tasks=[_section(name, done) for name, done in run.tasks.items()],
+    )
+    path = run.out / "report.html"
+    write_text(path, page)
+    return path
+
+
+def label(key: str) -> str:
+    """A score's name for people: 'image_to_text_recall@5' -> 'image → caption, recall@5'."""
+    direction, found, k = key.partition("_recall@")
+    name = LABELS.get(direction, direction.replace("_", " "))
+    return f"{name}, recall@{k}" if found else name
+
+
+def training_curves(folder: Path | None) -> list[dict[str, Any]]:
+    """Panels from metrics.jsonl of the run that the model's folder lies in; [] without one."""
+    path = folder.resolve().parent / "metrics.jsonl" if folder is not None else None
+    if path is None or not path.is_file():
+        return []
+    rows = list(_rows(path.read_text(encoding="utf-8", errors="replace").splitlines()))
+    panels = []
+    for title, keys in PANELS.items():
+        series = {
+            key: [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
+            for key in keys
+        }
+        series = {key: points for key, points in series.items() if points}
+        if series:
+            names = [label(key) for key in series]
+            panels.append({"title": title, "names": names, "svg": figures.curves(series)})
+    return panels
+
+
+def _rows(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return  # a kill cuts the last line off
+        if isinstance(row, dict) and _is_number(row.get("step")):
+            yield row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _section(name: str, done: TaskRun) -> dict[str, Any]:
+    """What the template shows of a task."""
+    groups: dict[str, list[Example]] = {}
+    for example in done.result.examples:
+        groups.setdefault(example.group, []).append(example)
+    show = functools.cache(lambda index: _thumbnail(done, index))
+    return {
+        "name": name,
+        "task": done.task,
+        "result": done.result,
+        "details": done.result.details,
+        "remarks": remarks(done),
+        "groups": groups,
+        "thumbnail": show,
+        "shares": _row_shares(done.result.details.get("confusion", [])),
+        "types": {
+            kind: (row, Score(row["accuracy"], row["low"], row["high"], row["chance"]))
+            for kind, row in done.result.details.get("by_question_type", {}).items()
+        },
+    }
+
+
+def _thumbnail(done: TaskRun, index: int | None) -> str:
+    """A data: URI of a small JPEG; '' for a query without image or a task that shows none."""
+    if index is None or not done.task.show_images:
+        return ""
+    image = open_rgb(done.dataset.images.read(index))
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _row_shares(confusion: list[list[int]]) -> list[list[float]]:
+    """Each cell's share of its row, by which cells are shaded."""
+    return [[cell / max(sum(row), 1) for cell in row] for row in confusion]

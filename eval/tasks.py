@@ -1,0 +1,154 @@
+"""What every kind of task shares: choosing rows, counting what is left out, and the result."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eval.config import TaskConfig
+from eval.embed import Embedder, ImageFeatures
+from eval.metrics import Floats, Interval, Ints, bootstrap_interval
+from eval.readers import Dataset
+from eval.tables import Row, columns, text
+from vlp.config import UserError
+
+BROKEN = "image can't be read"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with how sure it is and what guessing gives."""
+
+    value: float
+    low: float
+    """Lower bound of the 95% bootstrap interval."""
+    high: float
+    chance: float
+    """Expected value of random guessing."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query for the report: an image or a text, and what the model made of it."""
+
+    group: str
+    """Examples of one group stand together, under this heading."""
+    title: str
+    text: str
+    image: int | None
+    """Index of the sample whose image is shown; None where the query is a text."""
+    answers: list["Answer"]
+    right: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One candidate: a caption, an option or an image."""
+
+    text: str
+    image: int | None
+    score: float
+    """The model's cosine."""
+    right: bool
+    rank: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task gave."""
+
+    n: int
+    """Items that were scored."""
+    scores: dict[str, Score]
+    headline: list[str]
+    """Which scores stand for the task in tables and plots."""
+    excluded: dict[str, int]
+    """Reason -> how many items were left out."""
+    clusters: int
+    """Independent units of the bootstrap."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What only this kind of task has; goes into results.json as it is."""
+    examples: list[Example] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What `evaluate` of each kind gets."""
+
+    task: TaskConfig
+    dataset: Dataset
+    images: ImageFeatures
+    embedder: Embedder
+    name: str
+    seed: int
+    replicates: int
+
+    def interval(self, values: Floats, clusters: Ints, strata: Ints | None = None) -> Interval:
+        """The bootstrap interval of a mean, or of the mean over strata."""
+        return bootstrap_interval(
+            values,
+            seed=self.seed,
+            strata=strata,
+            clusters=clusters,
+            replicates=self.replicates,
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of one sample."""
+
+    sample: int
+    row: Row
+
+
+def keep(row: Row, where: dict[str, list[str]]) -> bool:
+    """Whether a row passes the suite's `where`."""
+    return all(text(row.get(column)) in values for column, values in where.items())
+
+
+def select(where: str, task: TaskConfig, dataset: Dataset, needed: tuple[str, ...]) -> list[Item]:
+    """The rows that the task is about, in the order of the samples.
+
+    Args:
+        where: suite and task, for errors.
+        needed: keys of the task that name columns, such as `label`.
+
+    Raises:
+        UserError: a column that the data doesn't have, or nothing left.
+    """
+    items = [Item(i, row) for i, s in enumerate(dataset.samples) for row in s.rows]
+    exist = columns(item.row for item in items)
+    named = {key: getattr(task, key) for key in needed} | {f"where.{c}": c for c in task.where}
+    if task.cluster:
+        named["cluster"] = task.cluster
+    for key, column in named.items():
+        if column not in exist:
+            raise UserError(f"{where}.{key}: no column '{column}'; there are {', '.join(exist)}")
+    items = [item for item in items if keep(item.row, task.where)]
+    if not items:
+        raise UserError(f"{where}.where: leaves no row of split '{task.data.split}'")
+    return items
+
+
+def cluster_indices(items: list[Item], column: str) -> tuple[Ints, int]:
+    """(int64 [n] from 0, their number): which items the bootstrap draws together."""
+    if not column:
+        return np.arange(len(items)), len(items)
+    # An item without a cluster's name stands for itself.
+    names = [text(item.row.get(column)) or f"\0{i}" for i, item in enumerate(items)]
+    _, indices = np.unique(names, return_inverse=True)
+    return indices.astype(np.int64), int(indices.max()) + 1
+
+
+def drop(items: list[Item], reasons: dict[int, str], counts: Counter[str]) -> list[Item]:
+    """Items without those at the positions in `reasons`, which are added to the counts."""
+    counts.update(reasons.values())
+    return [item for i, item in enumerate(items) if i not in reasons]
+
+
+def broken_items(items: list[Item], images: ImageFeatures) -> dict[int, str]:
+    """Position -> reason, for items whose image couldn't be decoded."""
+    return {i: BROKEN for i, item in enumerate(items) if item.sample in images.broken}
