@@ -137,11 +137,10 @@ class ShardWriter:
             raise ValueError(f"key '{sample.key}' occurs twice in {self.path.name}")
         self._keys.add(sample.key)
         text = sample.caption.encode("utf-8")
-        record = {k: v for k, v in sample.record.items() if v not in (None, "", [], {})}
-        record |= {"key": sample.key, "split": self.split, "article": sample.article}
+        record = sample.record | {"key": sample.key, "split": self.split}
+        record |= {"article": sample.article, "licence": sample.licence}
         record |= {"width": sample.width, "height": sample.height}
-        if sample.licence:
-            record["licence"] = sample.licence
+        record = {name: value for name, value in record.items() if value not in (None, "", [], {})}
         provenance = json.dumps(record, ensure_ascii=False, sort_keys=True).encode("utf-8")
         self.rows.append(
             {

@@ -117,7 +117,8 @@ def produce(config: TableConfig, unit: Unit) -> Iterator[Sample | Reject]:
             caption = clean_caption(_text(item.row.get(config.caption)), config.min_caption)
             image = prepare_image(_read(root, item), rules)
         except (CaptionRejected, ImageRejected) as error:
-            yield Reject(item.group, "", item.image, "table", str(error))
+            step = "image" if isinstance(error, ImageRejected) else "caption"
+            yield Reject(item.group, "", item.image, step, str(error))
             continue
         used = (config.image, config.caption, config.group, config.split, config.licence)
         yield Sample(

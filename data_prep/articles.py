@@ -1,0 +1,231 @@
+"""What `pmc` and `jats` share: from one article's files to samples and rejects."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from data_prep.archives import ArchiveError
+from data_prep.build import BuildConfig, Unit, hash_fraction, make_units, split_of
+from data_prep.captions import CaptionRejected, clean_caption
+from data_prep.images import ImageRejected, prepare_image
+from data_prep.jats import Article, Figure, JatsError, parse_article
+from data_prep.licences import Use, allows, licence_name
+from data_prep.shards import SPLITS, Reject, Sample, unique_keys
+from data_prep.sources import FileProblem, Files, FolderFiles, PackageFiles, find_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArticleConfig(BuildConfig):
+    """What the stages that read articles have in common."""
+
+    source: str
+    """Where the articles are; see the stage."""
+    license: Use = "noncommercial"
+    """Figures to keep: `commercial` those that may be used commercially (CC0, CC BY, CC BY-SA,
+    CC BY-ND), `noncommercial` also CC BY-NC..., `any` also those of unknown or other licence,
+    which you may not be allowed to pass on."""
+    articles_per_shard: int = 256
+    """Articles in a shard, at most: 256 have about 1,000 figures."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.articles_per_shard < 1:
+            raise ValueError(f"articles_per_shard={self.articles_per_shard}: set 1 or more")
+
+
+@dataclass(frozen=True)
+class ArticleItem:
+    """An article on its way to a unit."""
+
+    key: str
+    """Beginning of its samples' keys."""
+    article: str
+    """Its identifier: PMC number with version, or DOI."""
+    group: str
+    """What its split depends on: the same for all versions of an article."""
+    xml: str
+    """The JATS file, relative to the source."""
+    package: str
+    """The archive that holds it, relative to the source; empty for files in a folder."""
+    state: str
+    """Hash of names, sizes and times of its files."""
+
+
+class BadRecord(Exception):
+    """The article's JSON is unusable; the message is the reason that rejects.parquet records."""
+
+
+class NamedInErrors:
+    """Adds a note to an unexpected error: which article was being worked on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            error.add_note(f"while working on {self._name}")
+
+
+def plan_articles(config: ArticleConfig, stage: str, items: list[ArticleItem]) -> tuple[Unit, ...]:
+    """Units of articles, split by the group's hash and in its order, so that shards are mixed."""
+    splits: dict[str, list[Any]] = {split: [] for split in SPLITS}
+    for item in sorted(items, key=lambda i: (hash_fraction(config.seed, i.group), i.article)):
+        splits[split_of(config, item.group)].append(item)
+    return make_units(config, stage, splits, config.articles_per_shard)
+
+
+def produce(root: Path, config: ArticleConfig, unit: Unit) -> Iterator[Sample | Reject]:
+    """Samples and rejects of one unit, article by article."""
+    for item in unit.items:
+        with NamedInErrors(f"article {item.article} ({item.xml})"):
+            yield from article_results(config, root, item)
+
+
+def article_results(
+    config: ArticleConfig, root: Path, item: ArticleItem
+) -> Iterator[Sample | Reject]:
+    """One sample or one reject for every picture of every figure; one reject for a bad article."""
+    name = PurePosixPath(item.xml).name
+    try:
+        files = open_files(root, item)
+        article = parse_article(files.read(name))
+        record = bucket_record(files, name)
+    except (ArchiveError, FileProblem, JatsError, BadRecord) as error:
+        yield Reject(item.article, "", item.xml, "article", str(error))
+        return
+    if _is_true(record.get("is_retracted")):
+        yield Reject(item.article, "", item.xml, "article", "article retracted")
+        return
+    keys = iter(unique_keys([(item.key, name) for name in _picture_names(article)]))
+    about = _about(article, record)
+    for figure in article.figures:
+        for number, hrefs in enumerate(figure.graphics or ((),)):
+            key = next(keys)
+            yield _picture(config, item, files, figure, hrefs, key, about | {"graphic": number + 1})
+
+
+def open_files(root: Path, item: ArticleItem) -> Files:
+    """The files around an article, in a folder or in a package."""
+    if item.package:
+        inside = PurePosixPath(item.xml).relative_to(item.package).parent.as_posix()
+        return PackageFiles(root / item.package, "" if inside == "." else inside)
+    return FolderFiles((root / item.xml).parent)
+
+
+def bucket_record(files: Files, xml: str) -> dict[str, Any]:
+    """PMC's JSON beside the XML (`PMC<n>.<v>.json`); empty where there is none.
+
+    Raises:
+        BadRecord: it is there, but is no JSON object: whether the article was retracted is unknown.
+    """
+    name = PurePosixPath(xml).with_suffix(".json").name
+    if name not in files.names():
+        return {}
+    try:
+        record = json.loads(files.read(name).decode("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise BadRecord("metadata JSON not readable")
+    return record
+
+
+def _picture_names(article: Article) -> Iterator[str]:
+    """The name of each picture within its article, for keys: the figure's id, then a number."""
+    for number, figure in enumerate(article.figures, 1):
+        name = figure.id or f"figure-without-id-{number}"
+        for picture in range(len(figure.graphics) or 1):
+            yield f"{name}_{picture + 1}" if picture else name
+
+
+def _about(article: Article, record: dict[str, Any]) -> dict[str, Any]:
+    """The part of the samples' JSON that all figures of an article share; PMC's record wins."""
+    meta = article.metadata
+    known = {key: value for key, value in record.items() if isinstance(value, str | int) and value}
+    return {
+        "title": str(known.get("title", meta.title)),
+        "journal": meta.journal,
+        "date": meta.date,
+        "doi": str(known.get("doi", meta.doi)),
+        "pmid": str(known.get("pmid", meta.pmid)),
+        "pmcid": str(known.get("pmcid", meta.pmcid)),
+        "citation": str(known.get("citation", meta.citation)),
+        "article_type": meta.article_type,
+        "keywords": list(meta.keywords),
+        "recovered": article.recovered or None,
+        "licence": _licence(meta.licence, record),
+    }
+
+
+def _licence(of_article: str, record: dict[str, Any]) -> str:
+    """PMC's word on the licence, where it has one; the article knows the version besides."""
+    if "license_code" not in record:
+        return of_article
+    code = licence_name([str(record["license_code"])])
+    return of_article if code and of_article.startswith(f"{code} ") else code
+
+
+def _picture(
+    config: ArticleConfig,
+    item: ArticleItem,
+    files: Files,
+    figure: Figure,
+    hrefs: tuple[str, ...],
+    key: str,
+    about: dict[str, Any],
+) -> Sample | Reject:
+    """One picture of a figure."""
+    where = (item.article, figure.id or figure.label, hrefs[0] if hrefs else "")
+    licence = about["licence"] if figure.licence is None else figure.licence
+    if not hrefs:
+        return Reject(*where, "figure", "no graphic")
+    if not allows(licence, config.license):
+        return Reject(*where, "licence", f"licence {licence or 'unknown'}")
+    found = list(filter(None, (find_file(href, files.names()) for href in hrefs)))
+    if not found:
+        return Reject(*where, "figure", "image file missing")
+    try:
+        caption = clean_caption(figure.caption or figure.group_caption, config.min_caption)
+        image = prepare_image(files.read(found[0]), config.image_rules())
+    except CaptionRejected as error:
+        return Reject(*where, "caption", str(error))
+    except (ImageRejected, FileProblem) as error:
+        return Reject(*where, "image", str(error))
+    return Sample(
+        key=key,
+        image=image.data,
+        extension=image.extension,
+        width=image.width,
+        height=image.height,
+        caption=caption,
+        article=item.article,
+        licence=licence,
+        record=about
+        | {
+            "figure": figure.id,
+            "label": figure.label,
+            "image": (PurePosixPath(item.xml).parent / found[0]).as_posix(),
+            "graphics": len(figure.graphics),
+            "group_label": figure.group_label,
+            "group_caption": figure.group_caption,
+            "sections": list(filter(None, figure.sections)),
+            "sub_article": figure.sub_article,
+            "mentions": list(figure.mentions),
+        },
+    )
+
+
+def _is_true(value: Any) -> bool:
+    """PMC's flags are found as booleans and as "yes", "true", "1"."""
+    return str(value).strip().lower() in ("true", "yes", "y", "1")
