@@ -187,10 +187,9 @@ def build(config: BuildConfig, plan: Plan, produce: Produce) -> dict[str, Any]:
 
 def print_summary(manifest: dict[str, Any], out: Path, console: Console) -> None:
     """A small table: samples and bytes for each split, then rejects by reason."""
-    table = Table(title=str(out), title_justify="left")
-    for heading, side in (("split", "left"), ("shards", "right"), ("samples", "right")):
-        table.add_column(heading, justify="right" if side == "right" else "left")
-    table.add_column("MB", justify="right")
+    table = Table("split")
+    for heading in ("shards", "samples", "MB"):
+        table.add_column(heading, justify="right")
     for split in SPLITS:
         shards = [shard for shard in manifest["shards"] if shard["split"] == split]
         size = sum(shard["bytes"] for shard in shards) / 1e6
@@ -200,6 +199,7 @@ def print_summary(manifest: dict[str, Any], out: Path, console: Console) -> None
         for reason, count in manifest["rejected"].items():
             table.add_row(f"rejected: {reason}", "", f"{count:,}", "")
     console.print(table)
+    console.print(f"written to {out}", soft_wrap=True)
 
 
 def _prepare(out: Path, plan: Plan) -> list[Unit]:
