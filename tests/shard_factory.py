@@ -1,6 +1,7 @@
 """Small valid shard folders for tests, written by the real writer."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,17 +72,27 @@ def make_shards(
 
     Keys are unique over the folder; another `seed` makes other keys.
     """
+    shards, shard_seed = [], seed * 1000
+    for split, counts in (("test", test), ("train", sizes), ("val", val)):
+        for count in counts:
+            shards.append((split, make_samples(count, shard_seed, width=width, height=height)))
+            shard_seed += 1
+    return write_shards(folder, shards)
+
+
+def write_shards(folder: Path | str, shards: Sequence[tuple[str, Sequence[Sample]]]) -> Path:
+    """A shard folder with one shard for each (split, samples)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    entries, tables, shard_seed = [], [], seed * 1000
-    for split, counts in (("test", test), ("train", sizes), ("val", val)):
-        for number, count in enumerate(counts):
-            with ShardWriter(folder / f"{split}-{number:05d}.tar", split) as writer:
-                for sample in make_samples(count, shard_seed, width=width, height=height):
-                    writer.write(sample)
-            entries.append(writer.entry())
-            tables.append(index_table(writer.rows))
-            shard_seed += 1
+    entries, tables = [], []
+    numbers = Counter[str]()
+    for split, samples in shards:
+        with ShardWriter(folder / f"{split}-{numbers[split]:05d}.tar", split) as writer:
+            for sample in samples:
+                writer.write(sample)
+        numbers[split] += 1
+        entries.append(writer.entry())
+        tables.append(index_table(writer.rows))
     write_table(folder / INDEX, INDEX_SCHEMA, tables)
-    write_manifest(folder, entries, [], stage="factory", config={"seed": seed}, inputs={})
+    write_manifest(folder, entries, [], stage="factory", config={}, inputs={})
     return folder

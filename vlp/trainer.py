@@ -190,9 +190,7 @@ class Trainer:
         if self.world.size == 1:
             return self.model
         devices = [self.world.device] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(
-            self.model, device_ids=devices, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
 
     def _autocast(self) -> torch.autocast:
         device, precision = self.world.device.type, self.config.train.precision

@@ -60,7 +60,7 @@ def decode_crop(
     if data[:3] == b"\xff\xd8\xff":
         pixels, (left, top, w, h) = _jpeg_crop(data, size, scale, rng)
     else:
-        pixels = np.asarray(open_rgb(data))
+        pixels = np.array(open_rgb(data))
         left, top, w, h = random_crop(pixels.shape[1], pixels.shape[0], scale, rng)
     crop = torch.from_numpy(pixels[top : top + h, left : left + w])
     # The permuted view keeps the HWC strides, for which the uint8 kernel is 4 times faster.
@@ -79,17 +79,34 @@ def _jpeg_crop(
     except ValueError as error:
         raise ImageError(f"damaged JPEG: {error}") from None
     _bound(width, height)
-    left, top, w, h = random_crop(width, height, scale, rng)
-    eighths = next((m for m in (1, 2, 4) if min(w, h) * m / 8 >= GUARD * size), 8)
+    box = random_crop(width, height, scale, rng)
+    unit = reduction(min(box[2:]), size)
+    snapped = snap(box, unit)
     try:
+        # Least sizes that select the scale 1/unit: the decoder takes the smallest that fits.
         pixels = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=-(-height * eighths // 8), min_width=-(-width * eighths // 8)
+            data, "RGB", min_height=-(-height // unit), min_width=-(-width // unit)
         )
     except ValueError:
         # libjpeg-turbo refuses some files that Pillow reads, among them odd CMYK ones.
-        pixels = np.asarray(open_rgb(data))
-    x, y = pixels.shape[1] / width, pixels.shape[0] / height
-    return pixels, (int(left * x), int(top * y), max(1, int(w * x)), max(1, int(h * y)))
+        return np.array(open_rgb(data)), box
+    left, top, w, h = (value // unit for value in snapped)
+    return pixels, (left, top, w, h)
+
+
+def reduction(side: int, size: int) -> int:
+    """The largest of 8, 4, 2, 1 by which `side` pixels can shrink and leave GUARD * size."""
+    return next((unit for unit in (8, 4, 2) if side / unit >= GUARD * size), 1)
+
+
+def snap(box: Box, unit: int) -> Box:
+    """A box moved to multiples of `unit` pixels, so that it is whole at scale 1/unit.
+
+    A fraction of a reduced pixel would shift the crop against the exact one by most of an output
+    pixel; moving the box by at most unit/2 of the original's pixels costs nothing.
+    """
+    left, top, width, height = (unit * round(value / unit) for value in box)
+    return left, top, max(unit, width), max(unit, height)
 
 
 def open_rgb(data: bytes) -> Image.Image:
@@ -111,8 +128,10 @@ def open_rgb(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         start = data[:8].hex(" ") or "nothing"
         raise ImageError(f"not an image: the file starts with {start}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow's decoders raise these four for damaged files; SyntaxError comes from PNG.
+    except Image.DecompressionBombError:
+        raise ImageError(f"more pixels than the bound of {MAX_PIXELS}") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        # Pillow's decoders raise these three for damaged files; SyntaxError comes from PNG.
         raise ImageError(f"damaged image: {error}") from None
 
 

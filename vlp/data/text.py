@@ -97,19 +97,32 @@ def clean(text: str) -> str:
 def train_wordpiece(captions: Iterable[str], vocab_size: int, folder: str | Path) -> None:
     """Train a lower-casing BERT WordPiece vocabulary and save it as a tokenizer folder.
 
-    The folder loads with `CaptionTokenizer` and with transformers' AutoTokenizer.
+    The same captions in the same order give the same vocabulary. The folder loads with
+    `CaptionTokenizer` and with transformers' AutoTokenizer.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = [clean(caption) for caption in captions]
+    tokenizer = _bert(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+    # The trainer numbers the pieces inside words as it meets them in a hash map, and breaks ties
+    # between merges by these numbers. Named beforehand as "special", they get fixed numbers.
+    inside = {
+        "##" + character
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
+            tokenizer.normalizer.normalize_str(text)
+        )
+        for character in word[1:]
+    }
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=SPECIAL_TOKENS,
-        continuing_subword_prefix="##",
+        special_tokens=SPECIAL_TOKENS + sorted(inside),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((clean(caption) for caption in captions), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    # A new tokenizer with this vocabulary, in which "##a" is a piece and not a special token.
+    vocabulary = models.WordPiece(vocab=tokenizer.get_vocab(), unk_token="[UNK]")  # noqa: S106
+    tokenizer = _bert(vocabulary)
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -117,6 +130,13 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int, folder: str | Path
         special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
     )
     save_tokenizer(tokenizer, folder)
+
+
+def _bert(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
