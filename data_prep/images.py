@@ -52,7 +52,6 @@ _DECODE_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -120,6 +119,8 @@ def prepare_image(data: bytes, rules: ImageRules) -> StoredImage:
                     if _harmless(image):
                         return StoredImage(data, _EXTENSIONS[kind], *image.size)
                 return _store_anew(image, kind, rules)
+        except Image.DecompressionBombError:  # Pillow's own bound, met while opening
+            raise ImageRejected(_too_large(rules)) from None
         except _DECODE_ERRORS:
             raise ImageRejected("image broken") from None
 
@@ -127,9 +128,13 @@ def prepare_image(data: bytes, rules: ImageRules) -> StoredImage:
 def _check_size(image: Image.Image, rules: ImageRules) -> None:
     width, height = image.size
     if width * height > rules.max_pixels:
-        raise ImageRejected(f"image larger than {rules.max_pixels:,} pixels")
+        raise ImageRejected(_too_large(rules))
     if min(width, height) < rules.min_side:
         raise ImageRejected(f"image side shorter than {rules.min_side} pixels")
+
+
+def _too_large(rules: ImageRules) -> str:
+    return f"image larger than {rules.max_pixels:,} pixels"
 
 
 def _storable(image: Image.Image, kind: str, rules: ImageRules) -> bool:
