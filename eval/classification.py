@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from eval import metrics
-from eval.config import TaskConfig, template_problem
+from eval.config import TaskConfig, label_columns, template_problem
 from eval.readers import Dataset
-from eval.tables import text
+from eval.tables import Row, text
 from eval.tasks import (
     Answer,
     Example,
@@ -42,24 +42,32 @@ def check(where: str, task: TaskConfig, dataset: Dataset) -> None:
     Raises:
         UserError: a label without a class, or a class that no row of any split has.
     """
-    items = select(where, task, dataset, ("label",))
+    items = select(where, task, dataset, dict.fromkeys(label_columns(task.label), "label"))
     _check_own_files(where, task, dataset)
     classes = list(task.classes) or dataset.classes
-    known = {text(row.get(task.label)) for row in dataset.every_row if keep(row, task.where)}
-    known |= {text(item.row.get(task.label)) for item in items}
+    known = {label_of(task, row) for row in dataset.every_row if keep(row, task.where)}
+    known |= {label_of(task, item.row) for item in items}
     known.discard("")
     for label in classes:
         if label not in known:
             raise UserError(
-                f"{where}.classes.{label}: no row has {task.label}='{label}'; "
+                f"{where}.classes.{label}: no row has the label '{label}'; "
                 f"there are {', '.join(sorted(known))}"
             )
     for label in sorted(known):
         if label not in classes:
             raise UserError(
-                f"{where}.classes: the data has {task.label}='{label}', the suite has only "
+                f"{where}.classes: the data has the label '{label}', the suite has only "
                 f"{', '.join(classes)}; add the class or leave its rows out with `where`"
             )
+
+
+def label_of(task: TaskConfig, row: Row) -> str:
+    """The label of a row; '' where a column that makes it is empty."""
+    parts = {column: text(row.get(column)) for column in label_columns(task.label)}
+    if not all(parts.values()):
+        return ""
+    return task.label.format(**parts) if "{" in task.label else parts[task.label]
 
 
 def prompts(task: TaskConfig, dataset: Dataset) -> dict[str, list[str]]:
@@ -88,7 +96,7 @@ def evaluate(inputs: Inputs) -> Result:
     texts = prompts(task, inputs.dataset)
     labels = list(texts)
     items, excluded = _scored_items(inputs, labels)
-    true = np.array([labels.index(text(item.row.get(task.label))) for item in items])
+    true = np.array([labels.index(label_of(task, item.row)) for item in items])
 
     per_text = inputs.embedder.texts([t for group in texts.values() for t in group], inputs.name)
     classes = class_embeddings(per_text, [len(group) for group in texts.values()])  # [C, D]
@@ -141,15 +149,16 @@ def _scored_items(inputs: Inputs, labels: list[str]) -> tuple[list[Item], Counte
     if unjoined := sum(not sample.rows for sample in samples):
         excluded["no row in the table of labels"] = unjoined
     by_sample: dict[int, list[Item]] = {}
-    for item in select(inputs.name, inputs.task, inputs.dataset, ("label",)):
+    for item in select(inputs.name, inputs.task, inputs.dataset, {}):
         by_sample.setdefault(item.sample, []).append(item)
     items: list[Item] = []
     reasons = {}
     for group in by_sample.values():
-        found = {text(item.row.get(inputs.task.label)) for item in group} - {""}
-        if len(found) != 1:
-            reasons[len(items)] = SEVERAL_LABELS if found else NO_LABEL
-        items.append(next((i for i in group if text(i.row.get(inputs.task.label))), group[0]))
+        labelled = {label_of(inputs.task, item.row): item for item in reversed(group)}
+        labelled.pop("", None)
+        if len(labelled) != 1:
+            reasons[len(items)] = SEVERAL_LABELS if labelled else NO_LABEL
+        items.append(next(iter(labelled.values()), group[0]))
     items = drop(items, reasons, excluded)
     items = drop(items, broken_items(items, inputs.images), excluded)
     if not items:
@@ -168,7 +177,7 @@ def _examples(
         Example(
             group="surest mistakes",
             title=inputs.dataset.samples[items[i].sample].image,
-            text=f"is {labels[true[i]]}",
+            text=f"true class: {labels[true[i]]}",
             image=items[i].sample,
             answers=[
                 Answer(labels[j], None, float(cosines[i, j]), bool(j == true[i]), rank)

@@ -59,7 +59,7 @@ class TaskConfig:
     show_images: bool = True
     """Whether the report may contain images; false for data that mustn't leave its folder."""
     label: str = "label"
-    """classification: the column of class labels."""
+    """classification: the column of class labels, or several, as in "{organ}, {finding}"."""
     classes: dict[str, list[str]] = field(default_factory=dict)
     """classification: label in the data -> names of the class in prompts. May be empty for a
     CLIP_benchmark folder, which has its own classnames.txt."""
@@ -161,6 +161,11 @@ def placeholders(template: str) -> set[str]:
     return found
 
 
+def label_columns(label: str) -> list[str]:
+    """The columns that a `label` names: 'finding' -> [finding], '{a}, {b}' -> [a, b]."""
+    return sorted(placeholders(label)) or [label]
+
+
 def _problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
     """(key, what is wrong and what to do), the most basic first."""
     if task.kind == "classification":
@@ -176,6 +181,10 @@ def _problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
 
 
 def _classification_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
+    try:
+        label_columns(task.label)
+    except ValueError as error:
+        yield "label", f"'{task.label}': {error}"
     own_files = task.data.reader == "clip_benchmark"
     if not task.classes and not own_files:
         yield "classes", "is empty; write `label: [name in prompts]` for each class"

@@ -7,9 +7,10 @@ fingerprint (or the token ids of the texts), so a changed model, image or tokeni
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import Progress
@@ -19,10 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from eval.model import Model, hash_tokens
 from eval.readers import Dataset, ImageSource
 from vlp.config import UserError
 from vlp.data.image import ImageError, open_rgb
+
+if TYPE_CHECKING:  # imports open_clip, which takes seconds
+    from eval.model import Model
 
 CHUNK = 4096  # texts that are tokenised at a time
 
@@ -31,7 +34,7 @@ CHUNK = 4096  # texts that are tokenised at a time
 class Embedder:
     """Embeds with one model and keeps the results in one folder."""
 
-    model: Model
+    model: "Model"
     cache: Path
     batch_size: int = 64
     workers: int = 0
@@ -58,7 +61,7 @@ class Embedder:
     def texts(self, texts: Sequence[str], name: str = "texts") -> Tensor:
         """Unit rows float32 [len(texts), D]."""
         chunks = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
-        tokens = hash_tokens(self.model.tokenize(chunk) for chunk in chunks)
+        tokens = _hash_tokens(self.model.tokenize(chunk) for chunk in chunks)
         kept = self._path("texts", self.model.sha256, tokens)
         found = _load(kept)
         if found is not None:
@@ -116,7 +119,7 @@ class ImageFeatures:
 class _Pixels(TorchDataset):
     """Decodes whole with Pillow and applies the model's own transform, as open_clip does."""
 
-    def __init__(self, images: ImageSource, model: Model, count: int) -> None:
+    def __init__(self, images: ImageSource, model: "Model", count: int) -> None:
         self.images, self.transform, self.count = images, model.transform, count
 
     def __len__(self) -> int:
@@ -158,3 +161,12 @@ def _store(path: Path, features: Tensor, broken: dict[str, str]) -> None:
     data = save({"features": features.contiguous()}, metadata={"broken": json.dumps(broken)})
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+def _hash_tokens(batches: Iterable[Any]) -> str:
+    """SHA-256 of token ids, so that a changed tokenizer is seen even where texts are equal."""
+    digest = hashlib.sha256()
+    for tokens in batches:
+        for part in tokens if isinstance(tokens, tuple) else (tokens,):
+            digest.update(part.numpy().data if isinstance(part, Tensor) else str(part).encode())
+    return digest.hexdigest()

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +190,4 @@ def _hash_weights(network: nn.Module) -> str:
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
         # Bytes as they are: bfloat16 has no NumPy type.
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def hash_tokens(batches: Iterable[Any]) -> str:
-    """SHA-256 of token ids, so that a changed tokenizer is seen even where texts are equal."""
-    digest = hashlib.sha256()
-    for tokens in batches:
-        for part in tokens if isinstance(tokens, tuple) else (tokens,):
-            digest.update(part.numpy().data if isinstance(part, Tensor) else str(part).encode())
     return digest.hexdigest()

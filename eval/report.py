@@ -46,9 +46,11 @@ def write_report(run: Run) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "label": label, "interval": figures.interval}
+    size = run.model.preprocess["size"]
     page = environment.get_template("report.html.j2").render(
         run=run,
         record=results(run),
+        size=size if isinstance(size, int) else " × ".join(map(str, size)),
         panels=training_curves(run.model.folder),
         tasks=[_section(name, done) for name, done in run.tasks.items()],
     )

@@ -23,6 +23,7 @@ from eval.tasks import (
     Item,
     Result,
     Score,
+    check_columns,
     cluster_indices,
     keep,
 )
@@ -45,10 +46,7 @@ def check(where: str, task: TaskConfig, dataset: Dataset) -> None:
             f"{where}.data: no captions; set caption_column to one of "
             f"{', '.join(columns(dataset.every_row))}"
         )
-    exist = columns(dataset.every_row)
-    for key, column in [("cluster", task.cluster), *((f"where.{c}", c) for c in task.where)]:
-        if column and column not in exist:
-            raise UserError(f"{where}.{key}: no column '{column}'; there are {', '.join(exist)}")
+    check_columns(where, task, columns(dataset.every_row), {})
 
 
 def evaluate(inputs: Inputs) -> Result:

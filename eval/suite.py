@@ -4,16 +4,19 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval import classification, retrieval_task, vqa
 from eval.config import DataConfig, EvalConfig, TaskConfig, chosen_tasks
 from eval.embed import Embedder, ImageFeatures
-from eval.model import Model, load_model
 from eval.readers import Dataset, open_dataset
 from eval.tasks import Inputs, Result
 from vlp.config import UserError, save_config
+
+if TYPE_CHECKING:
+    from eval.model import Model
 
 KINDS: dict[str, ModuleType] = {
     "classification": classification,
@@ -42,7 +45,7 @@ class Run:
     """The suite's file."""
     command: str
     """How to repeat it."""
-    model: Model
+    model: "Model"
     out: Path
     tasks: dict[str, TaskRun] = field(default_factory=dict)
 
@@ -62,6 +65,9 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run:
     datasets = _open_datasets(tasks, Path(config.data_root), suite)
     for name, task in tasks.items():
         KINDS[task.kind].check(f"{suite}: tasks.{name}", task, datasets[task.data])
+
+    # open_clip takes seconds to import: a mistake in the suite is told before.
+    from eval.model import load_model
 
     model = load_model(config.model, config.device, config.seed)
     out = Path(config.out) if config.out else default_out(model, config.name)
@@ -85,7 +91,7 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run:
     return run
 
 
-def default_out(model: Model, suite: str) -> Path:
+def default_out(model: "Model", suite: str) -> Path:
     """Beside the model's folder, so that scores travel with the run."""
     if model.folder is not None:
         return model.folder.resolve().parent / "eval" / suite

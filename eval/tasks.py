@@ -109,28 +109,36 @@ def keep(row: Row, where: dict[str, list[str]]) -> bool:
     return all(text(row.get(column)) in values for column, values in where.items())
 
 
-def select(where: str, task: TaskConfig, dataset: Dataset, needed: tuple[str, ...]) -> list[Item]:
+def select(where: str, task: TaskConfig, dataset: Dataset, needed: dict[str, str]) -> list[Item]:
     """The rows that the task is about, in the order of the samples.
 
     Args:
         where: suite and task, for errors.
-        needed: keys of the task that name columns, such as `label`.
+        needed: column -> the key of the task that names it.
 
     Raises:
         UserError: a column that the data doesn't have, or nothing left.
     """
     items = [Item(i, row) for i, s in enumerate(dataset.samples) for row in s.rows]
-    exist = columns(item.row for item in items)
-    named = {key: getattr(task, key) for key in needed} | {f"where.{c}": c for c in task.where}
-    if task.cluster:
-        named["cluster"] = task.cluster
-    for key, column in named.items():
-        if column not in exist:
-            raise UserError(f"{where}.{key}: no column '{column}'; there are {', '.join(exist)}")
+    check_columns(where, task, columns(item.row for item in items), needed)
     items = [item for item in items if keep(item.row, task.where)]
     if not items:
         raise UserError(f"{where}.where: leaves no row of split '{task.data.split}'")
     return items
+
+
+def check_columns(where: str, task: TaskConfig, exist: list[str], needed: dict[str, str]) -> None:
+    """Whether the columns that the task needs, and those of `where` and `cluster`, exist.
+
+    Raises:
+        UserError: names the key, the column and those that there are.
+    """
+    named = {**needed, **{column: f"where.{column}" for column in task.where}}
+    if task.cluster:
+        named[task.cluster] = "cluster"
+    for column, key in named.items():
+        if column not in exist:
+            raise UserError(f"{where}.{key}: no column '{column}'; there are {', '.join(exist)}")
 
 
 def cluster_indices(items: list[Item], column: str) -> tuple[Ints, int]:

@@ -57,7 +57,7 @@ def check(where: str, task: TaskConfig, dataset: Dataset) -> None:
     Raises:
         UserError: a missing column, or no item with its answer among the options.
     """
-    items = select(where, task, dataset, ("question", "answer"))
+    items = select(where, task, dataset, {task.question: "question", task.answer: "answer"})
     exist = columns(item.row for item in items)
     if not task.fixed_options and task.options not in exist:
         raise UserError(
@@ -99,7 +99,7 @@ def parse(task: TaskConfig, items: list[Item]) -> tuple[list[Question], Counter[
 
 def evaluate(inputs: Inputs) -> Result:
     """Accuracy, overall and by question type, with the baselines that don't look."""
-    items = select(inputs.name, inputs.task, inputs.dataset, ("question", "answer"))
+    items = select(inputs.name, inputs.task, inputs.dataset, {})
     questions, excluded, strange = parse(inputs.task, items)
     if broken := sum(q.item.sample in inputs.images.broken for q in questions):
         excluded[BROKEN] = broken
