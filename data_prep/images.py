@@ -30,16 +30,8 @@ _LOSSLESS = ("PNG", "GIF", "TIFF", "BMP")
 # What Pillow reports of a file that carries pixels and colour only. Anything else (EXIF, GPS, XMP,
 # IPTC, comments, transparency, progressive scans) means that the file is stored anew.
 _HARMLESS = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "adobe", "adobe_transform"}
-_HARMLESS |= {
-    "icc_profile",
-    "gamma",
-    "srgb",
-    "interlace",
-    "aspect",
-    "chromaticity",
-    "loop",
-    "background",
-}
+_HARMLESS |= {"icc_profile", "gamma", "srgb", "interlace", "aspect", "chromaticity"}
+_HARMLESS |= {"loop", "background", "timestamp", "duration"}  # of every WebP, animated or not
 # Pillow's decoders meet hostile bytes with all of these.
 _DECODE_ERRORS = (
     OSError,
