@@ -32,7 +32,7 @@ TOPICS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
         "case-report",
     ),
     "pathology": (
-        ("H&E histology", "immunohistochemistry", "abdominal CT", "box plot"),
+        ("H&E histology", "immunohistochemistry", "box plot"),
         ("Drawn tissue under the microscope", "Morphology of simulated biopsies"),
         "research-article",
     ),

@@ -121,7 +121,8 @@ def caption(figure: Figure, rng: np.random.Generator) -> tuple[str, str]:
     before, after = [], []
     for mark in sorted(figure.drawing.marks):
         if rng.random() < 0.55:
-            after.append(_fill(pick(rng, phrases.MARKED[mark]), rng))
+            sentence = pick(rng, phrases.MARKED[mark])
+            after.append(sentence.replace("{bar}", pick(rng, _scales(facts))))
     pool = _remarks(facts, rng)
     extra = int(rng.choice(len(EXTRA), p=EXTRA))
     extra = max(extra, int(len(first.split()) < SHORTEST))
@@ -129,10 +130,8 @@ def caption(figure: Figure, rng: np.random.Generator) -> tuple[str, str]:
         (before if rng.random() < 0.15 else after).append(pool[index])
     title = ""
     if rng.random() < 0.35:
-        title = (
-            _upper(kind_phrase(facts, rng) if rng.random() < 0.6 else finding_phrase(facts, rng))
-            + "."
-        )
+        subject = kind_phrase(facts, rng) if rng.random() < 0.6 else finding_phrase(facts, rng)
+        title = _upper(re.sub(r"^an? ", "", subject)) + "."
     return title, " ".join([*before, first, *after]).replace(". (arrow)", " (arrow).")
 
 
@@ -171,11 +170,21 @@ def _compound(figure: Figure, rng: np.random.Generator) -> tuple[str, str]:
     return title, text
 
 
+def _scales(facts: Facts) -> tuple[str, ...]:
+    """Plausible lengths of the scale bar."""
+    if facts.modality != "electron microscopy":
+        return ("20 µm", "50 µm", "50 μm", "100 µm")
+    return (
+        ("1 µm", "2 µm")
+        if facts.detail["technique"] == "scanning"
+        else ("100 nm", "200 nm", "500 nm")
+    )
+
+
 def _fill(sentence: str, rng: np.random.Generator) -> str:
     """Numbers for the slots of remarks."""
     return sentence.format(
         days=rng.integers(2, 15),
-        micro=pick(rng, ("10", "20", "50", "100")),
         slice=rng.integers(3, 6),
         kv=pick(rng, ("80", "100", "120")),
         tesla=pick(rng, ("1.5", "3")),

@@ -125,7 +125,7 @@ def _vessels(frame: Frame, rng: np.random.Generator) -> Array:
                 twigs.append(
                     [start, (start[0] + 0.16 * math.cos(fork), start[1] + 0.16 * math.sin(fork))]
                 )
-    return frame.strokes(trunks, 0.022, 0.008) + 0.6 * frame.strokes(twigs, 0.010, 0.005)
+    return frame.strokes([(twigs, 0.011, 0.6), (trunks, 0.022, 1.0)], 0.006)
 
 
 def _cage(frame: Frame, rng: np.random.Generator, image: Array) -> Array:
@@ -156,14 +156,13 @@ def _cage(frame: Frame, rng: np.random.Generator, image: Array) -> Array:
             )
         )
         blades.append(spline([(sign * 0.86, -0.62), (sign * 0.72, -0.30), (sign * 0.80, 0.08)]))
-    ribs = frame.strokes(posterior, 0.058, 0.008)
-    core = frame.strokes(posterior, 0.034, 0.008)
-    fronts = frame.strokes(anterior, 0.055, 0.016)
-    bones = 0.13 * ribs - 0.035 * core + 0.05 * fronts
-    bones = bones + 0.17 * frame.strokes(clavicles, 0.07, 0.012)
+    # A rib is brighter along its edges, where the beam runs through the cortex.
+    sharp = [(posterior, 0.058, 0.60), (posterior, 0.034, 0.45), (clavicles, 0.07, 0.90)]
+    faint = [(blades, 0.05, 0.8), (anterior, 0.055, 0.8)]
+    bones = 0.21 * frame.strokes(sharp, 0.010) + 0.065 * frame.strokes(faint, 0.018)
     # Bones add less where the tissue is thick already: film saturates.
     bones = bones * np.clip(1.45 - 1.35 * image, 0.25, 1) * rng.uniform(0.9, 1.3)
-    return image + bones + 0.06 * frame.strokes(blades, 0.05, 0.02)
+    return image + bones
 
 
 def _opacity(facts: Facts, frame: Frame, rng: np.random.Generator, lung: Array) -> Array:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 Array = NDArray[np.float32]
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
+Lines = Sequence[Sequence[Point]]
 Ink = int | tuple[int, int, int]
 
 
@@ -64,9 +65,11 @@ class Drawing:
         left, top, right, bottom = self.boxes[0][1]
         width, height = self.image.size
         x, y = (left + right) / 2, (top + bottom) / 2
-        reach, length = 0.5 * max(right - left, bottom - top) + 3, 0.1 * width
+        length = 0.1 * width
         for angle in rng.uniform(0, 2 * math.pi, 8):
             dx, dy = math.cos(angle), math.sin(angle)
+            # From the centre to the edge of the box's ellipse.
+            reach = 3 + 0.5 / math.hypot(dx / (right - left), dy / (bottom - top))
             tail = (x + dx * (reach + length), y + dy * (reach + length))
             if 0 < tail[0] < width and 0 < tail[1] < height:
                 _arrow(self.image, (x + dx * reach, y + dy * reach), tail, fill)
@@ -161,14 +164,18 @@ class Frame:
         ImageDraw.Draw(layer).polygon(self.pixels(points), fill=255)
         return to_array(layer, blur * self.unit)
 
-    def strokes(self, lines: Sequence[Sequence[Point]], width: float, blur: float = 0.004) -> Array:
-        """Polylines of one `width` (units), not accumulating where they cross."""
-        layer = Image.new("L", (self.width, self.height))
-        draw = ImageDraw.Draw(layer)
-        pixels = max(1, round(width * self.unit))
-        for line in lines:
-            draw.line(self.pixels(line), fill=255, width=pixels)
-        return to_array(layer, blur * self.unit)
+    def strokes(self, layers: Sequence[tuple[Lines, float, float]], blur: float = 0.004) -> Array:
+        """Polylines, blurred together: (lines, width in units, level from 0 to 1) for each layer.
+
+        Where strokes cross, the later one covers the earlier.
+        """
+        image = Image.new("L", (self.width, self.height))
+        draw = ImageDraw.Draw(image)
+        for lines, width, level in layers:
+            for line in lines:
+                pixels = max(1, round(width * self.unit))
+                draw.line(self.pixels(line), fill=round(255 * level), width=pixels)
+        return to_array(image, blur * self.unit)
 
     def soften(self, mask: Array, blur: float) -> Array:
         """A mask blurred by `blur` units."""
@@ -205,9 +212,12 @@ def mix(base: Array, value: "float | Array", mask: Array) -> Array:
 
 
 def to_array(layer: Image.Image, blur: float = 0.0) -> Array:
-    """An 8-bit layer as float32 0..1, blurred by `blur` pixels."""
-    if blur > 0.5:
+    """An 8-bit layer as float32 0..1, blurred by `blur` pixels (standard deviation)."""
+    if blur > 4:
         layer = layer.filter(ImageFilter.GaussianBlur(blur))
+    elif blur > 0.4:
+        # A box of the same deviation is three times as fast, and as good for the edge of a mask.
+        layer = layer.filter(ImageFilter.BoxBlur(max(0.2, 1.73 * blur - 0.5)))
     return np.asarray(layer, dtype=np.float32) / np.float32(255)
 
 
@@ -228,8 +238,11 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves
 
 
 def grain(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """White noise [H, W] of unit variance: detector noise."""
-    return rng.standard_normal(shape, dtype=np.float32)
+    """White noise [H, W] of unit variance: detector noise.
+
+    It is uniform, not normal: three times as fast, and no eye tells them apart.
+    """
+    return (rng.random(shape, dtype=np.float32) - np.float32(0.5)) * np.float32(math.sqrt(12))
 
 
 def spline(points: Sequence[Point], closed: bool = False, steps: int = 8) -> list[Point]:
@@ -272,6 +285,13 @@ def oval(
     return [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
 
 
+def outline_box(points: Sequence[Point], size: tuple[int, int]) -> Box:
+    """Bounding box of an outline in pixels, cut to the image."""
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    left, top = max(0.0, min(xs)), max(0.0, min(ys))
+    return left, top, min(float(size[0]), max(xs)), min(float(size[1]), max(ys))
+
+
 def scatter(
     rng: np.random.Generator, area: Box, distance: float, limit: int = 10_000
 ) -> list[Point]:
@@ -311,12 +331,8 @@ def font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
 
 def grey_image(intensity: Array) -> Image.Image:
     """8-bit image of an intensity array."""
-    return Image.fromarray((np.clip(intensity, 0, 1) * 255 + 0.5).astype(np.uint8))
-
-
-def colour_image(colour: Array) -> Image.Image:
-    """8-bit RGB image of a float [H, W, 3] array."""
-    return Image.fromarray((np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8))
+    scaled = intensity * np.float32(255) + np.float32(0.5)
+    return Image.fromarray(np.clip(scaled, 0, 255, out=scaled).astype(np.uint8))
 
 
 def vignette(shape: tuple[int, int], strength: float) -> Array:

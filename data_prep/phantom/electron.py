@@ -15,6 +15,7 @@ from data_prep.phantom.drawing import (
     grain,
     grey_image,
     noise,
+    outline_box,
     oval,
     spline,
     spread,
@@ -76,16 +77,6 @@ def _cytoplasm(rng: np.random.Generator, size: tuple[int, int], level: float = 0
     return base - 0.25 * dots
 
 
-def _outline_box(points: list[Point], size: tuple[int, int]) -> Box:
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    return (
-        max(0.0, min(xs)),
-        max(0.0, min(ys)),
-        min(float(size[0]), max(xs)),
-        min(float(size[1]), max(ys)),
-    )
-
-
 def _apply(image: Array, dark: Image.Image, amount: float, blur: float) -> Array:
     """Osmium stain: what was drawn makes the section darker."""
     return image - np.float32(amount) * to_array(dark, blur)
@@ -117,7 +108,7 @@ def _mitochondria(
         for ring in (outline, inner):
             pen.line([*ring, ring[0]], fill=255, width=thick)
         _cristae(pen, rng, center, radii, angle, thick, swollen)
-        boxes.append((facts.finding, _outline_box(outline, size)))
+        boxes.append((facts.finding, outline_box(outline, size)))
     image = image + (0.16 if swollen else -0.16) * (to_array(matrix, 1.0) > 0.1)
     return _apply(image, dark, 0.42, 0.8), boxes
 
@@ -193,7 +184,7 @@ def _synapse(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> t
         fill.ellipse(box, fill=235)
         pen.ellipse(box, outline=230, width=thick)
     image = image + 0.25 * to_array(lumen, 0.8)
-    return _apply(image, dark, 0.5, 0.7), [(facts.finding, _outline_box(bouton, size))]
+    return _apply(image, dark, 0.5, 0.7), [(facts.finding, outline_box(bouton, size))]
 
 
 def _reticulum(
@@ -224,7 +215,7 @@ def _reticulum(
             ]
             pen.line(edge_line, fill=190, width=thick)
             far = 1.45
-            for a, b in spline(edge_line, steps=2)[::2]:
+            for a, b in edge_line:
                 if rng.random() < 0.8:
                     px = a - math.sin(angle) * (far - 1) * offset * gap
                     py = b + math.cos(angle) * (far - 1) * offset * gap
@@ -258,7 +249,7 @@ def _virus(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> tup
         boxes.append(
             (
                 facts.finding,
-                _outline_box(
+                outline_box(
                     [(x - 1.5 * radius, y - 1.5 * radius), (x + 1.5 * radius, y + 1.5 * radius)],
                     size,
                 ),
@@ -302,7 +293,7 @@ def _bacteria(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> 
             (center[0] - extent[0], center[1] - extent[1]),
             (center[0] + extent[0], center[1] + extent[1]),
         ]
-        boxes.append((facts.finding, _outline_box(corners, size)))
+        boxes.append((facts.finding, outline_box(corners, size)))
     return image + 0.03 * noise(rng, (height, width), 5.0, 1), boxes
 
 

@@ -11,8 +11,8 @@ from data_prep.phantom.drawing import (
     Drawing,
     Facts,
     Point,
-    colour_image,
     grain,
+    grey_image,
     noise,
     oval,
     spline,
@@ -106,12 +106,16 @@ def _expose(facts: Facts, layers: Layers, rng: np.random.Generator, radius: floa
     for tint in COLOURS[facts.detail["stain"]]:
         channels.append((stain * rng.uniform(0.8, 1.05), tint))
     grey = facts.detail["stain"] == "nuclei" and rng.random() < 0.2
-    colour: Array = np.zeros((*shape, 3), np.float32)
-    for signal, tint in channels:
-        colour += signal[..., None] * np.array((0.9, 0.9, 0.9) if grey else tint, np.float32)
-    colour = colour * vignette(shape, 0.25)[..., None] + 0.015
-    shot = np.sqrt(np.clip(colour, 0.01, 1)) * np.float32(rng.uniform(0.03, 0.07))
-    return colour_image(colour + shot * grain(rng, shape)[..., None])
+    light, noisy = vignette(shape, 0.25), np.float32(rng.uniform(0.03, 0.07)) * grain(rng, shape)
+    planes = []
+    for index in range(3):
+        plane: Array = np.full(shape, 0.015, np.float32)
+        for signal, tint in channels:
+            plane += signal * np.float32(0.9 if grey else tint[index]) * light
+        # Photon noise grows with the root of the signal.
+        plane += np.sqrt(plane) * noisy
+        planes.append(grey_image(plane))
+    return Image.merge("RGB", planes)
 
 
 def _nucleus(
@@ -180,7 +184,7 @@ def _actin(
         for along, lift in ((-half, 0.0), (0.0, bow), (half, 0.0)):
             x, y = along * radius, (0.85 * across + lift) * radius
             line.append((center[0] + x * cos - y * sin, center[1] + x * sin + y * cos))
-        layers.stain_pen.line(spline(line, steps=5), fill=int(rng.integers(120, 215)), width=thick)
+        layers.stain_pen.line(line, fill=int(rng.integers(120, 215)), width=thick)
     layers.stain_pen.line([*outline, outline[0]], fill=int(rng.integers(170, 235)), width=thick + 1)
 
 
@@ -196,10 +200,10 @@ def _mitochondria(
         at = (center[0] + x * cos - y * sin, center[1] + x * sin + y * cos)
         heading = rng.uniform(0, 2 * math.pi)
         line = [at]
-        for _ in range(3):
-            heading += rng.normal(0, 0.6)
-            step = 0.11 * radius
+        for turn in rng.normal(0, 0.45, 5).tolist():
+            heading += turn
+            step = 0.065 * radius
             line.append(
                 (line[-1][0] + step * math.cos(heading), line[-1][1] + step * math.sin(heading))
             )
-        layers.stain_pen.line(spline(line, steps=3), fill=int(rng.integers(110, 255)), width=thick)
+        layers.stain_pen.line(line, fill=int(rng.integers(110, 255)), width=thick)

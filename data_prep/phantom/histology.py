@@ -7,14 +7,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from data_prep.phantom.drawing import (
-    Array,
     Box,
     Drawing,
     Facts,
     Point,
-    colour_image,
     grain,
     noise,
+    outline_box,
     oval,
     scatter,
     spline,
@@ -64,15 +63,20 @@ class Section:
     def __init__(self, rng: np.random.Generator, size: tuple[int, int], base: Colour) -> None:
         self.rng = rng
         self.width, self.height = size
-        self.unit = min(size) / rng.uniform(34, 44)
+        self.unit = min(size) / rng.uniform(29, 37)
         self.layer = Image.new("RGB", size, base)
         self.pen = ImageDraw.Draw(self.layer)
+        self.shades: dict[Colour, list[Colour]] = {}
 
-    def vary(self, colour: Colour, amount: float = 8.0) -> Colour:
-        """A colour near to the given one."""
-        shift = self.rng.normal(0, amount)
-        red, green, blue = (int(min(255, max(0, c + shift))) for c in colour)
-        return red, green, blue
+    def vary(self, colour: Colour) -> Colour:
+        """A colour near to the given one, from a few shades of it that are mixed once."""
+        if colour not in self.shades:
+            self.shades[colour] = [
+                (max(0, colour[0] + d), max(0, colour[1] + d), max(0, colour[2] + d))
+                for d in (-14, -9, -5, -2, 0, 2, 4, 6, 8)
+            ]
+        shades = self.shades[colour]
+        return shades[int(self.rng.random() * len(shades))]
 
     def nucleus(self, at: Point, radii: Point, angle: float, colour: Colour) -> None:
         """An elliptical nucleus; radii in cell diameters."""
@@ -95,27 +99,28 @@ class Section:
                 angle += self.rng.normal(0, 0.25)
                 x, y = x + step * math.cos(angle), y + step * math.sin(angle)
                 points.append((x, y))
-            shade = self.vary((STROMA[0], STROMA[1] - 8, STROMA[2] - 4), 9)
-            self.pen.line(spline(points, steps=3), fill=shade, width=max(1, round(self.unit / 3)))
+            shade = self.vary((STROMA[0], STROMA[1] - 8, STROMA[2] - 4))
+            self.pen.line(points, fill=shade, width=max(1, round(self.unit / 3)))
 
     def finish(self) -> Image.Image:
         """Optical blur, uneven staining, grain and vignetting."""
         rng = self.rng
         soft = self.layer.filter(ImageFilter.GaussianBlur(0.07 * self.unit + 0.3))
-        colour: Array = np.asarray(soft, dtype=np.float32) / np.float32(255)
         shape = (self.height, self.width)
         # Stain thickness acts as absorbance: it multiplies, and spares what is white.
-        thick = (
-            1
-            + 0.10 * noise(rng, shape, 9 * self.unit, 1)
-            + 0.16 * noise(rng, shape, 0.5 * self.unit, 1)
-        )
-        tone = rng.uniform(0.85, 1.2)
-        hue = np.array([rng.normal(1, 0.05), 1, rng.normal(1, 0.05)], dtype=np.float32)
-        absorbed = (1 - colour) * hue * np.float32(tone)
-        colour = 1 - absorbed * np.clip(thick, 0.3, 2)[..., None]
-        colour = colour * vignette(shape, rng.uniform(0.0, 0.18))[..., None]
-        return colour_image(colour + np.float32(0.012) * grain(rng, shape)[..., None])
+        thick = 1 + 0.10 * noise(rng, shape, 9 * self.unit, 1)
+        thick += 0.16 * noise(rng, shape, 0.5 * self.unit, 1)
+        thick = np.clip(thick, 0.3, 2) * np.float32(rng.uniform(0.85, 1.2))
+        light = vignette(shape, rng.uniform(0.0, 0.18)) * np.float32(255)
+        light += np.float32(3) * grain(rng, shape)
+        channels = []
+        for channel, hue in zip(
+            soft.split(), (rng.normal(1, 0.05), 1.0, rng.normal(1, 0.05)), strict=True
+        ):
+            absorbed = (255 - np.asarray(channel, dtype=np.float32)) * np.float32(hue / 255)
+            value = np.clip((1 - absorbed * thick) * light, 0, 255)
+            channels.append(Image.fromarray(value.astype(np.uint8)))
+        return Image.merge("RGB", channels)
 
 
 CIRCLE = [(math.cos(t), math.sin(t)) for t in np.linspace(0, 2 * math.pi, 9)[:-1]]
@@ -133,17 +138,6 @@ def _annotate(section: Section, boxes: Boxes, rng: np.random.Generator) -> Drawi
     if boxes and rng.random() < 0.25:
         drawing.add_arrow(rng, (20, 20, 20))
     return drawing
-
-
-def _around(points: list[Point], section: Section) -> tuple[float, float, float, float]:
-    """Bounding box of an outline, cut to the image."""
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    return (
-        max(0.0, min(xs)),
-        max(0.0, min(ys)),
-        min(float(section.width), max(xs)),
-        min(float(section.height), max(ys)),
-    )
 
 
 def _colon(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Section, Boxes]:
@@ -167,7 +161,7 @@ def _colon(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> tup
             _crypt(section, center, spline(outline, closed=True, steps=4))
         inside = 0 < center[0] < size[0] and 0 < center[1] < size[1]
         if cancer and inside:
-            boxes.append((facts.finding, _around(outline, section)))
+            boxes.append((facts.finding, outline_box(outline, size)))
     return section, boxes
 
 
@@ -192,7 +186,7 @@ def _ring(center: Point, outline: list[Point], share: float) -> list[Point]:
 
 def _crypt(section: Section, center: Point, outline: list[Point]) -> None:
     """A normal crypt: one row of basal nuclei, pale goblet cells, a small lumen."""
-    rng, unit = section.rng, section.unit
+    rng = section.rng
     section.area(_ring(center, outline, 1.10), WHITE)
     section.area(outline, CYTOPLASM)
     length = len(outline)
@@ -285,7 +279,7 @@ def _liver(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> tup
     for x, y in scatter(rng, (-cell, -cell, width + cell, height + cell), cell):
         angle = math.atan2(y - vein[1], x - vein[0])
         outline = oval(rng, (x, y), (0.60 * cell, 0.47 * cell), angle, 0.05, 10)
-        section.area(outline, section.vary((222, 140, 168), 7))
+        section.area(outline, section.vary((222, 140, 168)))
         section.nucleus((x, y), (0.58, 0.58), 0, (128, 84, 150))
         section.nucleus((x + 0.1 * unit, y), (0.16, 0.16), 0, DARK_NUCLEUS)
     for _ in range(110):

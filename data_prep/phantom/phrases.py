@@ -270,8 +270,7 @@ TIMES = ("on admission", "at follow-up", "in the emergency department", "before 
 MARKED = {
     "arrow": ("The arrow points to the finding.", "Finding indicated by the arrow.", "(arrow)"),
     "scale bar": (
-        "Scale bar, {micro} µm.", "Scale bar: {micro} μm.", "Bar = {micro} µm.",
-        "Scale bars represent {micro} µm.",
+        "Scale bar, {bar}.", "Scale bar: {bar}.", "Bar = {bar}.", "Scale bar represents {bar}.",
     ),
     "letter": ("Image in radiological convention.", "The letter marks the side of the patient."),
 }  # fmt: skip

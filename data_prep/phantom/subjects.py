@@ -68,7 +68,7 @@ LAYOUTS: dict[int, tuple[tuple[int, int], ...]] = {
     3: ((3, 1), (2, 2)),
     4: ((2, 2),),
 }
-PANEL = 0.62
+PANEL = 0.5
 """Side of a compound's panel as a share of the side of a single figure."""
 
 
@@ -82,7 +82,7 @@ def choose(rng: np.random.Generator, favourites: tuple[str, ...] = ()) -> str:
 def size_of(subject: Subject, rng: np.random.Generator, longest: int) -> tuple[int, int]:
     """Width and height in pixels; the long side lies between longest / 2 and longest."""
     # Small figures are the more frequent ones, as they are on the web.
-    side = longest * (0.5 + 0.5 * float(rng.random()) ** 1.7)
+    side = longest * (0.5 + 0.5 * float(rng.random()) ** 2.2)
     aspect = rng.uniform(*subject.aspects)
     if aspect >= 1:
         return round(side), round(side / aspect)

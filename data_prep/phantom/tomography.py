@@ -164,10 +164,11 @@ def draw_abdomen(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) 
     )  # fmt: skip
     enhanced = rng.uniform(0.56, 0.64)
     image = mix(image, enhanced + 0.012 * texture, liver)
-    veins = frame.strokes(
-        [spline([(-0.20, -0.12), (-0.38, -0.16), (-0.55, -0.05)]), spline([(-0.25, -0.15), (-0.35, -0.32), (-0.30, -0.45)])],
-        0.035, 0.01,
-    )  # fmt: skip
+    branches = [
+        spline([(-0.20, -0.12), (-0.38, -0.16), (-0.55, -0.05)]),
+        spline([(-0.25, -0.15), (-0.35, -0.32), (-0.30, -0.45)]),
+    ]
+    veins = frame.strokes([(branches, 0.035, 1.0)], 0.01)
     image = image + 0.09 * veins * liver
     spleen = frame.region(
         [(0.62, -0.10), (0.76, 0.06), (0.72, 0.32), (0.60, 0.40), (0.60, 0.20), (0.54, 0.04)], 0.012
