@@ -51,12 +51,10 @@ def draw(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> Drawi
     skin, bones, breaks = {"hand": _hand, "lower leg": _leg, "femur": _femur}[facts.organ](
         facts, rng
     )
-    flip = [[(mirror * x, y) for x, y in shape] for shape in skin]
-    soft: Array = np.zeros(frame.shape, np.float32)
-    for shape in flip:
-        soft = np.maximum(soft, frame.region(shape, 0.02))
+    outlines = [spline([(mirror * x, y) for x, y in s], closed=True) for s in skin]
+    soft = frame.polygons(outlines, 0.02)
     texture = frame.noise(rng, 0.10, 3)
-    image = 0.05 + soft * (rng.uniform(0.20, 0.28) + 0.012 * texture)
+    image: Array = 0.05 + soft * (rng.uniform(0.20, 0.28) + 0.012 * texture)
     image = _add_bones(frame, image, [[(mirror * x, y) for x, y in b] for b in bones], texture)
     boxes = []
     for x, y, radius in breaks:
@@ -65,7 +63,7 @@ def draw(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> Drawi
         box = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
         boxes.append(("fracture", box))
     image = image * vignette(frame.shape, 0.2) * rng.uniform(0.95, 1.15)
-    picture = frame.finish(image.astype(np.float32), rng, rng.uniform(0.01, 0.025))
+    picture = frame.finish(image, rng, rng.uniform(0.01, 0.025))
     corner = (0.82, -0.94) if mirror < 0 else (-0.92, -0.94)
     drawing = Drawing(picture, boxes)
     drawing.add_letter(frame.place(corner), facts.side[0].upper(), max(18, size[1] // 12), 240)
@@ -76,13 +74,11 @@ def draw(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> Drawi
 
 def _add_bones(frame: Frame, image: Array, bones: list[list[Point]], texture: Array) -> Array:
     """Bright cortex around a darker marrow with trabecular texture."""
-    outer: Array = np.zeros(frame.shape, np.float32)
-    for bone in bones:
-        mask = frame.region(bone, 0.008)
-        outer = np.maximum(outer, mask)
+    outer = frame.polygons([spline(bone, closed=True) for bone in bones], 0.008)
     # Eroding by blurring saves drawing every bone twice.
     inner = np.clip((frame.soften(outer, 0.022) - 0.62) / 0.36, 0, 1)
-    return image + outer * (0.52 - 0.20 * inner + 0.03 * texture * inner)
+    bright: Array = outer * (0.52 - 0.20 * inner + 0.03 * texture * inner)
+    return image + bright
 
 
 def _shaft(start: Point, end: Point, width: float, waist: float) -> list[Point]:

@@ -118,7 +118,8 @@ def caption(figure: Figure, rng: np.random.Generator) -> tuple[str, str]:
         return _compound(figure, rng)
     facts = figure.facts
     first = lead(facts, rng)
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     for mark in sorted(figure.drawing.marks):
         if rng.random() < 0.55:
             sentence = pick(rng, phrases.MARKED[mark])
@@ -162,7 +163,8 @@ def _compound(figure: Figure, rng: np.random.Generator) -> tuple[str, str]:
     kinds = {facts.modality for _, facts, _ in figure.panels}
     title = ""
     if rng.random() < 0.6:
-        title = f"{pick(rng, ('Overview of', 'Summary of', 'Representative'))} {_listed(sorted(kinds))}."
+        opening = pick(rng, ("Overview of", "Summary of", "Representative"))
+        title = f"{opening} {_listed(sorted(kinds))}."
         title = title.replace("radiograph", "radiography").replace("plot", "plots")
     text = " ".join(parts)
     if rng.random() < 0.4:

@@ -79,7 +79,7 @@ def draw(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> Drawi
         image = mix(image, np.maximum(image, 0.74 + 0.02 * texture), opacity)
         boxes.append((facts.finding, frame.box(opacity / opacity.max())))
     image = (0.04 + 0.96 * image) * vignette(frame.shape, 0.15) * rng.uniform(0.95, 1.12)
-    picture = frame.finish(image.astype(np.float32), rng, rng.uniform(0.012, 0.03))
+    picture = frame.finish(image, rng, rng.uniform(0.012, 0.03))
     drawing = Drawing(picture, boxes)
     if rng.random() < 0.7:
         drawing.add_letter(frame.place((0.80, -0.92)), "L", max(14, size[1] // 16), 235)
@@ -161,8 +161,8 @@ def _cage(frame: Frame, rng: np.random.Generator, image: Array) -> Array:
     faint = [(blades, 0.05, 0.8), (anterior, 0.055, 0.8)]
     bones = 0.21 * frame.strokes(sharp, 0.010) + 0.065 * frame.strokes(faint, 0.018)
     # Bones add less where the tissue is thick already: film saturates.
-    bones = bones * np.clip(1.45 - 1.35 * image, 0.25, 1) * rng.uniform(0.9, 1.3)
-    return image + bones
+    shaded: Array = bones * np.clip(1.45 - 1.35 * image, 0.25, 1) * rng.uniform(0.9, 1.3)
+    return image + shaded
 
 
 def _opacity(facts: Facts, frame: Frame, rng: np.random.Generator, lung: Array) -> Array:
@@ -177,7 +177,8 @@ def _opacity(facts: Facts, frame: Frame, rng: np.random.Generator, lung: Array) 
             [(sign * 0.13, -0.2), (sign * 0.80, -0.2), (sign * 0.84, 0.62), (sign * 0.13, 0.62)],
             0.02,
         )
-        return np.maximum(fluid * lung, fluid * hemithorax * 0.9)
+        effusion: Array = fluid * np.maximum(lung, 0.9 * hemithorax)
+        return effusion
     y = ZONES[facts.detail["zone"]] + rng.uniform(-0.05, 0.05)
     x = sign * (0.44 + 0.10 * (y + 0.4) + rng.uniform(-0.05, 0.05))
     if facts.finding == "pulmonary nodule":
@@ -185,7 +186,8 @@ def _opacity(facts: Facts, frame: Frame, rng: np.random.Generator, lung: Array) 
         return frame.region(oval(rng, (x, y), (radius, radius), rough=0.05), 0.012) * 0.95
     cloud = frame.blob((x, y), (0.30, 0.26), soft=0.8)
     patches = frame.noise(rng, 0.12, 2)
-    return np.clip(cloud * (1.1 + 0.22 * patches) - 0.15, 0, 0.9) * lung
+    shadow: Array = np.clip(cloud * (1.1 + 0.22 * patches) - 0.15, 0, 0.9) * lung
+    return shadow
 
 
 def _pneumothorax(

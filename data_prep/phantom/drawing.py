@@ -9,12 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Lines = Sequence[Sequence[Point]]
@@ -160,8 +161,14 @@ class Frame:
 
     def polygon(self, points: Sequence[Point], blur: float = 0.01) -> Array:
         """Soft polygon with straight edges."""
+        return self.polygons([points], blur)
+
+    def polygons(self, shapes: Lines, blur: float = 0.01) -> Array:
+        """The union of several polygons."""
         layer = Image.new("L", (self.width, self.height))
-        ImageDraw.Draw(layer).polygon(self.pixels(points), fill=255)
+        pen = ImageDraw.Draw(layer)
+        for points in shapes:
+            pen.polygon(self.pixels(points), fill=255)
         return to_array(layer, blur * self.unit)
 
     def strokes(self, layers: Sequence[tuple[Lines, float, float]], blur: float = 0.004) -> Array:
@@ -195,7 +202,9 @@ class Frame:
         """8-bit grey image at full size with detector noise of `noise_level` (share of white)."""
         full = image
         if self._scale > 1:
-            enlarged = Image.fromarray(image).resize(self.size, Image.Resampling.BICUBIC)
+            enlarged = Image.fromarray(image.astype(np.float32)).resize(
+                self.size, Image.Resampling.BICUBIC
+            )
             full = np.asarray(enlarged, dtype=np.float32)
         return grey_image(full + np.float32(noise_level) * grain(rng, full.shape[:2]))
 
@@ -203,7 +212,8 @@ class Frame:
 def edge(distance: Array, soft: float) -> Array:
     """Smooth step over a signed distance: 0 below -soft/2, 1 above soft/2."""
     t = np.clip(distance / np.float32(soft) + np.float32(0.5), 0, 1)
-    return t * t * (3 - 2 * t)
+    step: Array = t * t * (3 - 2 * t)
+    return step
 
 
 def mix(base: Array, value: "float | Array", mask: Array) -> Array:

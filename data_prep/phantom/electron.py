@@ -12,6 +12,7 @@ from data_prep.phantom.drawing import (
     Drawing,
     Facts,
     Point,
+    edge,
     grain,
     grey_image,
     noise,
@@ -74,7 +75,8 @@ def _cytoplasm(rng: np.random.Generator, size: tuple[int, int], level: float = 0
     shape = (size[1], size[0])
     base = level + 0.05 * noise(rng, shape, 0.25 * size[1], 2) + 0.05 * noise(rng, shape, 4.5, 1)
     dots = np.clip(noise(rng, shape, 5.0, 1) - 1.3, 0, 1)
-    return base - 0.25 * dots
+    image: Array = base - 0.25 * dots
+    return image
 
 
 def _apply(image: Array, dark: Image.Image, amount: float, blur: float) -> Array:
@@ -92,13 +94,13 @@ def _mitochondria(
     matrix, dark = Image.new("L", size), Image.new("L", size)
     fill, pen = ImageDraw.Draw(matrix), ImageDraw.Draw(dark)
     reach = min(0.20, 0.40 / math.sqrt(count)) * math.sqrt(size[0] * size[1])
-    thick = max(2, round(0.035 * reach))
+    thick = max(3, round(0.045 * reach))
     for center in spread(
         rng, (0.8 * reach, 0.8 * reach, size[0] - 0.8 * reach, size[1] - 0.8 * reach), count
     ):
         angle = rng.uniform(0, math.pi)
         radii = (0.62 * reach, 0.55 * reach) if swollen else (0.80 * reach, 0.38 * reach)
-        outline = spline(oval(rng, center, radii, angle, 0.04), closed=True, steps=5)
+        outline = spline(oval(rng, center, radii, angle, 0.025, 9), closed=True, steps=8)
         inner = [
             (center[0] + 0.88 * (x - center[0]), center[1] + 0.88 * (y - center[1]))
             for x, y in outline
@@ -109,7 +111,7 @@ def _mitochondria(
             pen.line([*ring, ring[0]], fill=255, width=thick)
         _cristae(pen, rng, center, radii, angle, thick, swollen)
         boxes.append((facts.finding, outline_box(outline, size)))
-    image = image + (0.16 if swollen else -0.16) * (to_array(matrix, 1.0) > 0.1)
+    image = image + (0.16 if swollen else -0.16) * edge(to_array(matrix, 1.0) - 0.1, 0.1)
     return _apply(image, dark, 0.42, 0.8), boxes
 
 
@@ -220,8 +222,8 @@ def _reticulum(
                     px = a - math.sin(angle) * (far - 1) * offset * gap
                     py = b + math.cos(angle) * (far - 1) * offset * gap
                     pen.ellipse((px - dot, py - dot, px + dot, py + dot), fill=255)
-    image = image + 0.18 * to_array(lumen, 1.0)
-    return _apply(image, dark, 0.50, 0.6), [
+    image = image + 0.13 * to_array(lumen, 1.2)
+    return _apply(image, dark, 0.38, 0.8), [
         (facts.finding, (0.0, 0.0, float(width), float(height)))
     ]
 

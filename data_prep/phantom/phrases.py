@@ -23,15 +23,18 @@ KIND_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "brain MRI": (
         "axial {sequence}-weighted brain MRI", "brain MRI, axial {sequence} sequence",
-        "{sequence} magnetic resonance image (MRI) of the brain", "axial {sequence} MRI of the head",
+        "{sequence} magnetic resonance image (MRI) of the brain",
+        "axial {sequence} MRI of the head",
     ),
     "H&E histology": (
-        "H&E-stained section of the {organ}", "haematoxylin and eosin (H&E) staining of the {organ}",
+        "H&E-stained section of the {organ}",
+        "haematoxylin and eosin (H&E) staining of the {organ}",
         "histology of the {organ} (H&E)", "photomicrograph of an H&E-stained {organ} biopsy",
         "histopathological section of the {organ}, hematoxylin-eosin stain",
     ),
     "immunohistochemistry": (
-        "immunohistochemistry for Ki-67 in breast tissue", "Ki-67 immunostaining of a breast biopsy",
+        "immunohistochemistry for Ki-67 in breast tissue",
+        "Ki-67 immunostaining of a breast biopsy",
         "immunohistochemical staining of breast carcinoma for Ki-67 (DAB, brown)",
     ),
     "fluorescence micrograph": (
@@ -45,7 +48,9 @@ KIND_NAMES: dict[str, tuple[str, ...]] = {
     "bar chart": ("bar chart", "bar graph", "bar plot"),
     "line graph": ("line graph", "time course", "line plot"),
     "scatter plot": ("scatter plot", "scatterplot"),
-    "Kaplan-Meier curve": ("Kaplan-Meier survival curves", "Kaplan-Meier plot", "Kaplan-Meier curves"),
+    "Kaplan-Meier curve": (
+        "Kaplan-Meier survival curves", "Kaplan-Meier plot", "Kaplan-Meier curves",
+    ),
     "box plot": ("box plot", "box-and-whisker plot", "boxplots"),
 }  # fmt: skip
 
@@ -57,11 +62,13 @@ FINDINGS: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     ("chest radiograph", "pulmonary nodule"): (
         "a {side} pulmonary nodule", "a solitary nodule in the {zone} zone of the {side} lung",
-        "a round {side} lung nodule", "a well-defined pulmonary nodule in the {side} {zone} lung field",
+        "a round {side} lung nodule",
+        "a well-defined pulmonary nodule in the {side} {zone} lung field",
     ),
     ("chest radiograph", "pleural effusion"): (
         "a {side} pleural effusion", "a {side}-sided pleural effusion with a meniscus",
-        "a large pleural effusion on the {side}", "blunting of the {side} costophrenic angle by a pleural effusion",
+        "a large pleural effusion on the {side}",
+        "blunting of the {side} costophrenic angle by a pleural effusion",
     ),
     ("chest radiograph", "pneumothorax"): (
         "a {side} pneumothorax", "a {side}-sided pneumothorax with a collapsed lung",
@@ -69,39 +76,47 @@ FINDINGS: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     ("chest radiograph", "consolidation"): (
         "{side} consolidation", "consolidation of the {zone} zone of the {side} lung",
-        "a patchy {side} lung consolidation consistent with pneumonia", "airspace consolidation in the {side} {zone} lung field",
+        "a patchy {side} lung consolidation consistent with pneumonia",
+        "airspace consolidation in the {side} {zone} lung field",
     ),
     ("chest radiograph", "cardiomegaly"): (
         "cardiomegaly", "an enlarged heart (cardiomegaly)", "marked cardiomegaly with clear lungs",
         "cardiomegaly with an increased cardiothoracic ratio",
     ),
     ("bone radiograph", "normal"): (
-        "normal bones", "no fracture", "intact bones with a normal cortex", "no fracture or dislocation",
+        "normal bones", "no fracture", "intact bones with a normal cortex",
+        "no fracture or dislocation",
     ),
     ("bone radiograph", "fracture"): (
         "a fracture", "a displaced fracture of the {bone}", "a fracture of the {bone}",
         "a complete fracture of the {bone} with displacement",
     ),
     ("head CT", "normal"): (
-        "normal findings", "a normal brain", "no intracranial abnormality", "no haemorrhage or infarct",
+        "normal findings", "a normal brain", "no intracranial abnormality",
+        "no haemorrhage or infarct",
     ),
     ("head CT", "intracerebral haemorrhage"): (
         "a {side} intracerebral haemorrhage", "a hyperdense {side} intraparenchymal hemorrhage",
-        "an acute intracerebral hemorrhage in the {side} hemisphere", "a {side}-sided intracerebral haemorrhage with perifocal oedema",
+        "an acute intracerebral hemorrhage in the {side} hemisphere",
+        "a {side}-sided intracerebral haemorrhage with perifocal oedema",
     ),
     ("head CT", "subdural haematoma"): (
         "a {side} subdural haematoma", "a crescent-shaped {side} subdural hematoma",
-        "an acute subdural haematoma on the {side} with midline shift", "a {side}-sided hyperdense subdural hematoma",
+        "an acute subdural haematoma on the {side} with midline shift",
+        "a {side}-sided hyperdense subdural hematoma",
     ),
     ("head CT", "ischaemic infarct"): (
         "a {side} ischaemic infarct", "a hypodense {side} middle cerebral artery infarct",
-        "an ischemic infarct in the {side} middle cerebral artery territory", "a {side}-sided ischaemic infarct with loss of grey-white differentiation",
+        "an ischemic infarct in the {side} middle cerebral artery territory",
+        "a {side}-sided ischaemic infarct with loss of grey-white differentiation",
     ),
     ("abdominal CT", "normal"): (
-        "normal findings", "normal abdominal organs", "no focal abnormality of the liver or kidneys",
+        "normal findings", "normal abdominal organs",
+        "no focal abnormality of the liver or kidneys",
     ),
     ("abdominal CT", "liver lesion"): (
-        "{number} liver {lesions}", "{number} hypodense liver {lesions}", "{number} focal hepatic {lesions}",
+        "{number} liver {lesions}", "{number} hypodense liver {lesions}",
+        "{number} focal hepatic {lesions}",
         "{number} low-attenuation {lesions} in the liver",
     ),
     ("abdominal CT", "renal cyst"): (
@@ -113,73 +128,92 @@ FINDINGS: dict[tuple[str, str], tuple[str, ...]] = {
         "a hyperdense stone in the {side} renal pelvis",
     ),
     ("brain MRI", "normal"): (
-        "normal findings", "a normal brain", "no focal lesion", "no mass or white matter abnormality",
+        "normal findings", "a normal brain", "no focal lesion",
+        "no mass or white matter abnormality",
     ),
     ("brain MRI", "brain tumour"): (
         "a {side} brain tumour", "a {side} hemispheric tumor with surrounding oedema",
-        "a mass in the {side} hemisphere with perifocal edema", "a {side}-sided glioma with a necrotic core",
+        "a mass in the {side} hemisphere with perifocal edema",
+        "a {side}-sided glioma with a necrotic core",
     ),
     ("brain MRI", "white matter lesions"): (
         "{number} white matter lesions", "{number} hyperintense white matter lesions",
-        "{number} demyelinating lesions of the white matter", "{number} bright periventricular white matter lesions",
+        "{number} demyelinating lesions of the white matter",
+        "{number} bright periventricular white matter lesions",
     ),
     ("H&E histology", "normal"): (
-        "normal tissue", "normal {organ} architecture", "no pathological change", "unremarkable {tissue}",
+        "normal tissue", "normal {organ} architecture", "no pathological change",
+        "unremarkable {tissue}",
     ),
     ("H&E histology", "inflammation"): (
-        "inflammation", "a dense lymphocytic infiltrate between the crypts", "chronic colitis with inflammation of the lamina propria",
+        "inflammation", "a dense lymphocytic infiltrate between the crypts",
+        "chronic colitis with inflammation of the lamina propria",
         "inflamed mucosa rich in lymphocytes",
     ),
     ("H&E histology", "adenocarcinoma"): (
-        "adenocarcinoma", "crowded malignant glands of an adenocarcinoma", "moderately differentiated adenocarcinoma",
+        "adenocarcinoma", "crowded malignant glands of an adenocarcinoma",
+        "moderately differentiated adenocarcinoma",
         "invasive adenocarcinoma with irregular glands",
     ),
     ("H&E histology", "dysplasia"): (
-        "dysplasia", "high-grade dysplasia of the squamous epithelium", "full-thickness squamous dysplasia (CIN 3)",
+        "dysplasia", "high-grade dysplasia of the squamous epithelium",
+        "full-thickness squamous dysplasia (CIN 3)",
         "severe dysplasia with loss of maturation",
     ),
     ("H&E histology", "steatosis"): (
-        "steatosis", "macrovesicular steatosis", "fatty change with many lipid droplets (steatosis)",
+        "steatosis", "macrovesicular steatosis",
+        "fatty change with many lipid droplets (steatosis)",
         "hepatic steatosis with fat vacuoles",
     ),
     ("immunohistochemistry", "high Ki-67"): (
-        "a high Ki-67 index", "a high Ki-67 labelling index of {share}%", "strong nuclear staining in {share}% of tumour cells (high Ki-67)",
+        "a high Ki-67 index", "a high Ki-67 labelling index of {share}%",
+        "strong nuclear staining in {share}% of tumour cells (high Ki-67)",
         "many Ki-67-positive brown nuclei",
     ),
     ("immunohistochemistry", "low Ki-67"): (
-        "a low Ki-67 index", "a low Ki-67 labelling index of {share}%", "nuclear staining in only {share}% of tumour cells (low Ki-67)",
+        "a low Ki-67 index", "a low Ki-67 labelling index of {share}%",
+        "nuclear staining in only {share}% of tumour cells (low Ki-67)",
         "few Ki-67-positive brown nuclei",
     ),
     ("fluorescence micrograph", "interphase"): (
-        "cells in interphase", "interphase cells with intact nuclei", "{amount} interphase cells", "{count} cells, all in interphase",
+        "cells in interphase", "interphase cells with intact nuclei",
+        "{amount} interphase cells", "{count} cells, all in interphase",
     ),
     ("fluorescence micrograph", "mitosis"): (
-        "a cell in mitosis", "a mitotic cell with condensed chromosomes", "one dividing cell (mitosis) among {count} cells",
+        "a cell in mitosis", "a mitotic cell with condensed chromosomes",
+        "one dividing cell (mitosis) among {count} cells",
         "mitosis in one of {amount} cells",
     ),
     ("fluorescence micrograph", "apoptosis"): (
-        "an apoptotic cell", "apoptosis with a fragmented nucleus", "one apoptotic cell with nuclear fragmentation among {count} cells",
+        "an apoptotic cell", "apoptosis with a fragmented nucleus",
+        "one apoptotic cell with nuclear fragmentation among {count} cells",
         "apoptosis in one of {amount} cells",
     ),
     ("electron micrograph", "normal mitochondria"): (
-        "normal mitochondria", "{count} mitochondria with regular cristae", "{number} intact mitochondria with parallel cristae",
+        "normal mitochondria", "{count} mitochondria with regular cristae",
+        "{number} intact mitochondria with parallel cristae",
     ),
     ("electron micrograph", "swollen mitochondria"): (
-        "swollen mitochondria", "{count} swollen mitochondria with disrupted cristae", "{number} swollen, pale mitochondria with loss of cristae",
+        "swollen mitochondria", "{count} swollen mitochondria with disrupted cristae",
+        "{number} swollen, pale mitochondria with loss of cristae",
     ),
     ("electron micrograph", "synaptic vesicles"): (
-        "synaptic vesicles", "a synapse with clustered synaptic vesicles", "a presynaptic terminal filled with synaptic vesicles",
+        "synaptic vesicles", "a synapse with clustered synaptic vesicles",
+        "a presynaptic terminal filled with synaptic vesicles",
         "synaptic vesicles opposite a postsynaptic density",
     ),
     ("electron micrograph", "rough endoplasmic reticulum"): (
-        "rough endoplasmic reticulum", "stacked cisternae of the rough endoplasmic reticulum", "rough endoplasmic reticulum studded with ribosomes",
+        "rough endoplasmic reticulum", "stacked cisternae of the rough endoplasmic reticulum",
+        "rough endoplasmic reticulum studded with ribosomes",
     ),
     ("electron micrograph", "virus particles"): (
-        "virus particles", "{count} negatively stained virus particles", "{count} virus particles with surface spikes",
+        "virus particles", "{count} negatively stained virus particles",
+        "{count} virus particles with surface spikes",
         "enveloped virions (virus particles) with a crown of spikes",
     ),
     ("electron micrograph", "rod-shaped bacteria"): (
-        "rod-shaped bacteria", "{count} rod-shaped bacteria", "bacilli (rod-shaped bacteria)", "{count} rod-shaped bacterial cells",
+        "rod-shaped bacteria", "{count} rod-shaped bacteria", "bacilli (rod-shaped bacteria)",
+        "{count} rod-shaped bacterial cells",
     ),
     ("electron micrograph", "cocci"): (
         "cocci", "{count} spherical bacteria (cocci)", "round bacterial cocci", "{count} cocci",
@@ -189,11 +223,13 @@ FINDINGS: dict[tuple[str, str], tuple[str, ...]] = {
 # Plots state a relation, so their findings are whole clauses.
 CLAUSES: dict[str, tuple[str, ...]] = {
     "increase": (
-        "{treatment} increased {measure}", "{measure} was higher in the {treatment} group than in controls",
+        "{treatment} increased {measure}",
+        "{measure} was higher in the {treatment} group than in controls",
         "increase of {measure} with {treatment}",
     ),
     "decrease": (
-        "{treatment} reduced {measure}", "{measure} was lower in the {treatment} group than in controls",
+        "{treatment} reduced {measure}",
+        "{measure} was lower in the {treatment} group than in controls",
         "decrease of {measure} with {treatment}",
     ),
     "no difference": (
@@ -201,11 +237,13 @@ CLAUSES: dict[str, tuple[str, ...]] = {
         "no significant difference with {treatment} compared with control",
     ),
     "positive correlation": (
-        "positive correlation between {other} and {measure}", "{measure} was positively correlated with {other}",
+        "positive correlation between {other} and {measure}",
+        "{measure} was positively correlated with {other}",
         "{measure} rose with {other} (positive correlation)",
     ),
     "negative correlation": (
-        "negative correlation between {other} and {measure}", "{measure} was negatively correlated with {other}",
+        "negative correlation between {other} and {measure}",
+        "{measure} was negatively correlated with {other}",
         "{measure} fell with {other} (negative correlation)",
     ),
     "no correlation": (
@@ -213,17 +251,27 @@ CLAUSES: dict[str, tuple[str, ...]] = {
         "{measure} showed no correlation with {other}",
     ),
     "longer survival": (
-        "longer survival with {treatment}", "{treatment} prolonged survival", "survival was longer in the {treatment} group than in controls",
+        "longer survival with {treatment}", "{treatment} prolonged survival",
+        "survival was longer in the {treatment} group than in controls",
     ),
     "shorter survival": (
-        "shorter survival with {treatment}", "{treatment} shortened survival", "survival was shorter in the {treatment} group than in controls",
+        "shorter survival with {treatment}", "{treatment} shortened survival",
+        "survival was shorter in the {treatment} group than in controls",
     ),
 }  # fmt: skip
 
 STAINS: dict[str, tuple[str, ...]] = {
-    "nuclei": ("nuclei stained with DAPI", "DAPI-stained nuclei only", "nuclear staining (Hoechst)"),
-    "actin": ("actin in red (phalloidin) and nuclei in blue (DAPI)", "F-actin stress fibres (red) and DNA (blue)"),
-    "mitochondria": ("mitochondria in green and nuclei in blue (DAPI)", "the mitochondrial network (green) and DNA (blue)"),
+    "nuclei": (
+        "nuclei stained with DAPI", "DAPI-stained nuclei only", "nuclear staining (Hoechst)",
+    ),
+    "actin": (
+        "actin in red (phalloidin) and nuclei in blue (DAPI)",
+        "F-actin stress fibres (red) and DNA (blue)",
+    ),
+    "mitochondria": (
+        "mitochondria in green and nuclei in blue (DAPI)",
+        "the mitochondrial network (green) and DNA (blue)",
+    ),
 }  # fmt: skip
 
 LEADS: dict[str, tuple[str, ...]] = {
@@ -298,7 +346,8 @@ REMARKS: dict[str, tuple[str, ...]] = {
         "Slides were digitised with a whole-slide scanner.",
     ),
     "fluorescence microscopy": (
-        "Cells were fixed in 4% paraformaldehyde.", "Images were acquired with a 63× oil objective.",
+        "Cells were fixed in 4% paraformaldehyde.",
+        "Images were acquired with a 63× oil objective.",
         "Maximum intensity projection of {slice} optical sections.",
         "Images are representative of {replicates} independent experiments.",
     ),
@@ -307,7 +356,8 @@ REMARKS: dict[str, tuple[str, ...]] = {
         "Images are representative of {replicates} independent experiments.",
     ),
     "plot": (
-        "Data are mean ± SEM of n = {animals} per group.", "Error bars show the standard deviation.",
+        "Data are mean ± SEM of n = {animals} per group.",
+        "Error bars show the standard deviation.",
         "Statistical analysis by two-sided t test.", "*P < 0.05, **P < 0.01, ***P < 0.001.",
         "Source data are provided with this paper.",
     ),
@@ -317,6 +367,7 @@ REMARKS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 SYNTHETIC = (
-    "Synthetic image.", "All data are simulated.", "The picture was generated by a computer program.",
+    "Synthetic image.", "All data are simulated.",
+    "The picture was generated by a computer program.",
     "Phantom image.",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Everything that can be drawn: a new subject is one entry of SUBJECTS and its words in captions."""
+"""Everything that can be drawn: a new subject is an entry of SUBJECTS and its words in phrases."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -76,9 +76,9 @@ def _folds(frame: Frame, rng: np.random.Generator, depth: Array) -> tuple[Array,
 
     Sulci are the zero lines of smooth noise near the surface; the cortex is the rim of both.
     """
-    ridges = np.abs(frame.noise(rng, 0.16, 1))
+    ridges = np.abs(frame.noise(rng, 0.115, 1))
     rim = np.clip(1 - depth / 0.30, 0, 1)
-    sulci = edge(0.16 - ridges, 0.16) * edge(rim - 0.35, 0.5)
+    sulci = edge(0.20 - ridges, 0.22) * edge(rim - 0.35, 0.5)
     sulci = np.maximum(sulci, edge(0.025 - depth, 0.03))
     cortex = np.maximum(edge(0.60 - ridges, 0.3) * edge(rim - 0.25, 0.4), edge(0.10 - depth, 0.05))
     return sulci, cortex
@@ -106,17 +106,17 @@ def draw_head(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> 
     brain = mix(brain + 0.04 * basal, 0.22, ventricles)
     falx = edge(0.012 - np.abs(frame.x), 0.012) * edge(np.abs(frame.y) - 0.36, 0.1)
     brain = brain + 0.13 * falx
-    image = inside * brain + 0.96 * skull + 0.25 * scalp + 0.02
+    image: Array = inside * brain + 0.96 * skull + 0.25 * scalp + 0.02
     boxes = []
     if lesion is not None:
-        lesion = lesion * inside
+        lesion = inside * lesion
         if facts.finding == "intracerebral haemorrhage":
             halo = frame.soften(lesion, 0.05)
             image = mix(image, 0.32, np.clip(1.6 * halo, 0, 1) * (1 - lesion) * inside)
         image = mix(image, value + 0.02 * texture, lesion)
         boxes.append((facts.finding, frame.box(lesion)))
     image = image * rng.uniform(0.92, 1.08)
-    picture = Drawing(frame.finish(image.astype(np.float32), rng, rng.uniform(0.012, 0.03)), boxes)
+    picture = Drawing(frame.finish(image, rng, rng.uniform(0.012, 0.03)), boxes)
     _letters(frame, rng, picture)
     return picture
 
@@ -159,8 +159,9 @@ def draw_abdomen(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) 
     image = mix(image, 0.85, ribs * edge(np.sin(9 * turn + rng.uniform(0, 6)) - 0.72, 0.2))
     image = _gut(frame, rng, image, cavity, coarse)
     liver = frame.region(
-        [(-0.74, -0.16), (-0.60, -0.42), (-0.30, -0.54), (0.06, -0.52), (0.20, -0.40), (-0.06, -0.24),
-         (-0.18, -0.02), (-0.34, 0.14), (-0.50, 0.36), (-0.68, 0.30), (-0.77, 0.06)], 0.012
+        [(-0.74, -0.16), (-0.60, -0.42), (-0.30, -0.54), (0.06, -0.52), (0.20, -0.40),
+         (-0.06, -0.24), (-0.18, -0.02), (-0.34, 0.14), (-0.50, 0.36), (-0.68, 0.30),
+         (-0.77, 0.06)], 0.012
     )  # fmt: skip
     enhanced = rng.uniform(0.56, 0.64)
     image = mix(image, enhanced + 0.012 * texture, liver)
@@ -185,7 +186,7 @@ def draw_abdomen(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) 
         image = mix(image, 0.36, mask)
         boxes.append((facts.finding, frame.box(mask)))
     image = image * rng.uniform(0.94, 1.08)
-    picture = Drawing(frame.finish(image.astype(np.float32), rng, rng.uniform(0.012, 0.03)), boxes)
+    picture = Drawing(frame.finish(image, rng, rng.uniform(0.012, 0.03)), boxes)
     _letters(frame, rng, picture)
     return picture
 
@@ -313,7 +314,7 @@ def draw_brain(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) ->
     image = 0.02 + inside * (brain + 0.015 * texture) + fat * scalp * (0.9 + 0.1 * texture)
     # Receive coils see more of what is near them.
     image = image * (1 + 0.10 * frame.x * rng.uniform(-1, 1) + 0.10 * frame.y * rng.uniform(-1, 1))
-    picture = Drawing(frame.finish(image.astype(np.float32), rng, rng.uniform(0.012, 0.028)), boxes)
+    picture = Drawing(frame.finish(image, rng, rng.uniform(0.012, 0.028)), boxes)
     _letters(frame, rng, picture)
     return picture
 

@@ -53,8 +53,12 @@ def captions(folder: Path) -> dict[tuple[str, str], str]:
 
 def parse(path: Path) -> Any:
     parser = etree.XMLParser(
-        load_dtd=False, no_network=True, resolve_entities=False, remove_comments=True, remove_pis=True
-    )  # fmt: skip
+        load_dtd=False,
+        no_network=True,
+        resolve_entities=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
     return etree.parse(str(path), parser)
 
 
