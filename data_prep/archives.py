@@ -39,6 +39,11 @@ class Member(NamedTuple):
     size: int
     file: IO[bytes]
 
+    def read(self) -> bytes:
+        """The content; raises ArchiveError."""
+        with _errors_named():
+            return self.file.read()
+
 
 def is_archive(name: str) -> bool:
     """Whether a file name ends like that of an archive that is read here."""

@@ -126,7 +126,7 @@ def _identify(root: Path, path: str) -> list[Found | Reject]:
         for member in archive_members(root / path, MAX_PACKAGE):
             if member.name.lower().endswith(_XML):
                 where = f"{path}/{member.name}"
-                results += _identify_xml(member.file.read(), where, path, state)
+                results += _identify_xml(member.read(), where, path, state)
     except ArchiveError as error:
         return [Reject("", "", path, "plan", str(error))]
     return results

@@ -71,7 +71,7 @@ class PackageFiles:
     def __init__(self, path: Path, folder: str = "") -> None:
         prefix = f"{folder}/" if folder else ""
         self._content = {
-            member.name.removeprefix(prefix): member.file.read()
+            member.name.removeprefix(prefix): member.read()
             for member in archive_members(path, MAX_PACKAGE)
             if member.name.startswith(prefix) and suffix(member.name) in _USEFUL
         }
