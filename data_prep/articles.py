@@ -14,7 +14,7 @@ from data_prep.images import ImageRejected, prepare_image
 from data_prep.jats import Article, Figure, JatsError, parse_article
 from data_prep.licences import Use, allows, licence_name
 from data_prep.shards import SPLITS, Reject, Sample, unique_keys
-from data_prep.sources import FileProblem, Files, FolderFiles, PackageFiles, find_file
+from data_prep.sources import FileProblem, Files, FolderFiles, PackageFiles, find_file, format_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,9 @@ def _picture(
         return Reject(*where, "figure", "no graphic")
     if not allows(licence, config.license):
         return Reject(*where, "licence", f"licence {licence or 'unknown'}")
-    found = list(filter(None, (find_file(href, files.names()) for href in hrefs)))
+    found = sorted(
+        filter(None, (find_file(href, files.names()) for href in hrefs)), key=format_rank
+    )
     if not found:
         return Reject(*where, "figure", "image file missing")
     try:

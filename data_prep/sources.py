@@ -94,6 +94,12 @@ def suffix(name: str) -> str:
     return extension if len(extension) <= 5 and extension[1:2].isalpha() else ""
 
 
+def format_rank(name: str) -> int:
+    """The place of a file's format in the order of preference; the first is the best."""
+    extension = suffix(name)
+    return _EXTENSIONS.index(extension) if extension in _EXTENSIONS else len(_EXTENSIONS)
+
+
 def find_file(href: str, names: Sequence[str]) -> str | None:
     """The file that a graphic's href means, or None.
 
