@@ -23,7 +23,7 @@ from data_prep.phantom.drawing import (
 
 FINDINGS = ("interphase", "mitosis", "apoptosis")
 STAINS = ("nuclei", "actin", "mitochondria")
-CELLS = {"few": (2, 6), "several": (8, 15), "many": (22, 40)}
+CELLS = {"few": (2, 6), "several": (7, 13), "many": (22, 40)}
 
 # False colours of the second channel; nuclei are always blue.
 COLOURS: dict[str, tuple[tuple[float, float, float], ...]] = {
@@ -79,7 +79,7 @@ def draw(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> Drawi
             _nucleus(layers, rng, center, 0.42 * radius, angle)
             continue
         box = {"mitosis": _mitosis, "apoptosis": _apoptosis}[facts.finding](
-            layers, rng, center, 0.42 * radius, angle
+            layers, rng, center, 0.55 * radius, angle
         )
         boxes.append((facts.finding, box))
     drawing = Drawing(_expose(facts, layers, rng, radius), boxes)
@@ -123,7 +123,7 @@ def _nucleus(
 ) -> None:
     radii = (radius * rng.uniform(1.0, 1.25), radius * rng.uniform(0.75, 0.95))
     outline = spline(oval(rng, center, radii, angle, 0.03), closed=True, steps=4)
-    level = int(rng.integers(125, 185))
+    level = int(rng.integers(105, 155))
     layers.nuclei_pen.polygon(outline, fill=level)
     for _ in range(int(rng.integers(2, 4))):
         x, y = center[0] + rng.normal(0, 0.3) * radius, center[1] + rng.normal(0, 0.3) * radius

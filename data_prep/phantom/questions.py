@@ -7,13 +7,15 @@ draws that treat all answers alike; so neither the words nor the order give the 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
 from data_prep.phantom import bones, chest, electron, fluorescence, histology, plots, tomography
+from data_prep.phantom.articles import TOPICS
 from data_prep.phantom.captions import NUMBERS, finding_phrase, statement
 from data_prep.phantom.drawing import Facts
-from data_prep.phantom.subjects import SUBJECTS
+from data_prep.phantom.subjects import kind_shares
 
 MODALITIES: dict[str, tuple[str, str]] = {
     "radiograph": ("radiograph", "Plain radiograph (X-ray)."),
@@ -70,6 +72,8 @@ PLAIN_NAMES = {
     "immunohistochemistry": "immunohistochemistry of breast tissue",
 }
 """Names of kinds in statements, where they differ from the kind itself."""
+PRESENCE_RATE = 0.2
+"""Low: a model that compares pictures with sentences hardly understands "without"."""
 COMPOUND_SIZES = (2, 3, 4)
 
 
@@ -89,10 +93,22 @@ Maker = Callable[[Facts, np.random.Generator], Question]
 
 
 def ask(facts: Facts, rng: np.random.Generator) -> list[Question]:
-    """One or two questions of different types about a figure."""
-    makers = [maker for applies, maker in MAKERS if rng.random() < applies(facts)]
-    number = min(len(makers), 1 + int(rng.random() < 0.6))
-    return [makers[i](facts, rng) for i in rng.permutation(len(makers))[:number]]
+    """One or two questions about a figure: its finding always, and often something else.
+
+    Whether the finding, the modality or a presence is asked for does not depend on the finding:
+    if it did, the commonest answer among those asked would pay without a look at the picture.
+    """
+    if facts.modality == "compound":
+        return [_panels(facts, rng)]
+    asked = [_finding(facts, rng)]
+    other = [maker for rate, maker in OTHERS if rng.random() < rate(facts)]
+    if rng.random() < modality_rate(facts):
+        asked.append(_modality(facts, rng))
+    elif facts.modality != "plot" and rng.random() < PRESENCE_RATE:
+        asked.append(_presence(facts, rng))
+    elif other:
+        asked.append(other[int(rng.integers(len(other)))](facts, rng))
+    return asked
 
 
 def _shuffled(
@@ -222,17 +238,21 @@ def _panels(facts: Facts, rng: np.random.Generator) -> Question:
     )
 
 
-def _single(facts: Facts) -> bool:
-    return facts.modality != "compound"
-
-
-def _modality_rate(facts: Facts) -> float:
-    """Frequent modalities are asked for less often, so that the answers come equally often."""
+@cache
+def _modality_shares() -> dict[str, float]:
+    """Share of each modality among single-panel figures, averaged over the articles' topics."""
     shares: dict[str, float] = {}
-    for kind, subject in SUBJECTS.items():
-        name = MODALITY_OF.get(kind, "plot")
-        shares[name] = shares.get(name, 0.0) + subject.weight
-    return min(shares.values()) / shares[facts.modality] if _single(facts) else 0.0
+    for favourites, _, _ in TOPICS.values():
+        for kind, share in kind_shares(favourites).items():
+            name = MODALITY_OF.get(kind, "plot")
+            shares[name] = shares.get(name, 0.0) + share / len(TOPICS)
+    return shares
+
+
+def modality_rate(facts: Facts) -> float:
+    """Frequent modalities are asked for less often, so that the answers come equally often."""
+    shares = _modality_shares()
+    return 0.8 * min(shares.values()) / shares[facts.modality]
 
 
 def _organ_rate(facts: Facts) -> float:
@@ -247,25 +267,12 @@ def _count_rate(facts: Facts) -> float:
     return float(facts.finding in ("liver lesion", "interphase"))
 
 
-def _presence_rate(facts: Facts) -> float:
-    """Seldom: a model that compares pictures with sentences hardly understands "without"."""
-    return 0.4 if _single(facts) and facts.modality != "plot" else 0.0
-
-
-def _sequence_rate(facts: Facts) -> float:
-    return float(facts.kind == "brain MRI" and facts.finding != "white matter lesions")
-
-
-# How often a question is asked where it applies, and who makes it.
-MAKERS: tuple[tuple[Rate, Maker], ...] = (
-    (_modality_rate, _modality),
+# Questions about other things than the finding, and how often each is eligible.
+OTHERS: tuple[tuple[Rate, Maker], ...] = (
     (_organ_rate, _organ),
-    (_single, _finding),
-    (_presence_rate, _presence),
-    (lambda f: bool(f.side), _side),
     (_count_rate, _count),
-    (lambda f: f.kind == "fluorescence micrograph", _stain),
-    (_sequence_rate, _sequence),
-    (lambda f: f.modality == "plot", _plot_kind),
-    (lambda f: not _single(f), _panels),
+    (lambda facts: float(bool(facts.side)), _side),
+    (lambda facts: float(facts.kind == "fluorescence micrograph"), _stain),
+    (lambda facts: float(facts.kind == "brain MRI"), _sequence),
+    (lambda facts: float(facts.modality == "plot"), _plot_kind),
 )

@@ -72,11 +72,17 @@ PANEL = 0.5
 """Side of a compound's panel as a share of the side of a single figure."""
 
 
+def kind_shares(favourites: tuple[str, ...] = ()) -> dict[str, float]:
+    """Probability of each kind; an article's `favourites` come four times as often."""
+    weights = {k: s.weight * (4.0 if k in favourites else 1.0) for k, s in SUBJECTS.items()}
+    total = sum(weights.values())
+    return {kind: weight / total for kind, weight in weights.items()}
+
+
 def choose(rng: np.random.Generator, favourites: tuple[str, ...] = ()) -> str:
-    """A kind by weight; an article's `favourites` come four times as often."""
-    kinds = list(SUBJECTS)
-    weights = np.array([SUBJECTS[k].weight * (4.0 if k in favourites else 1.0) for k in kinds])
-    return str(rng.choice(kinds, p=weights / weights.sum()))
+    """A kind of figure for an article."""
+    shares = kind_shares(favourites)
+    return str(rng.choice(list(shares), p=list(shares.values())))
 
 
 def size_of(subject: Subject, rng: np.random.Generator, longest: int) -> tuple[int, int]:

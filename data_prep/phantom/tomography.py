@@ -39,8 +39,10 @@ def sample_abdomen(rng: np.random.Generator) -> Facts:
 
 
 def sample_brain(rng: np.random.Generator) -> Facts:
-    finding = str(rng.choice(BRAIN_FINDINGS))
-    sequence = str(rng.choice(SEQUENCES[1:] if finding == "white matter lesions" else SEQUENCES))
+    # White matter lesions do not stand out in T1. The sequence is drawn first, so that within
+    # each one all of its findings are equally frequent.
+    sequence = str(rng.choice(SEQUENCES))
+    finding = str(rng.choice(BRAIN_FINDINGS if sequence != "T1" else BRAIN_FINDINGS[:2]))
     side = _side(rng) if finding == "brain tumour" else ""
     count = int(rng.integers(3, 10)) if finding == "white matter lesions" else None
     return Facts("brain MRI", "MRI", "brain", finding, side, count, {"sequence": sequence})

@@ -14,9 +14,10 @@ from lxml import etree
 from PIL import Image
 
 from data_prep.phantom import PhantomConfig, corpus, run
+from data_prep.phantom.articles import TOPICS
 from data_prep.phantom.captions import NUMBERS, statement
 from data_prep.phantom.questions import ask
-from data_prep.phantom.subjects import COMPOUND, SUBJECTS
+from data_prep.phantom.subjects import COMPOUND, SUBJECTS, choose
 from vlp.config import UserError
 
 FIGURES = 60
@@ -191,26 +192,32 @@ def test_questions_are_closed_and_fair(folder: Path, truth: list[dict[str, Any]]
         assert len(set(question["statements"])) == len(question["options"])
 
 
-def test_neither_order_nor_frequency_of_options_gives_the_answer_away() -> None:
+def test_words_alone_do_not_answer_the_questions() -> None:
+    """Neither the options' order nor the commonest answer to a question beats guessing."""
     rng = np.random.default_rng(0)
+    topics = list(TOPICS.values())
+    asked = [
+        question
+        for number in range(8000)
+        for question in ask(SUBJECTS[choose(rng, topics[number % len(topics)][0])].sample(rng), rng)
+    ]
     places: dict[int, Counter[int]] = {}
     answers: dict[str, Counter[str]] = {}
-    kinds = list(SUBJECTS)
-    weights = np.array([SUBJECTS[k].weight for k in kinds])
-    for kind in rng.choice(kinds, 6000, p=weights / weights.sum()):
-        for question in ask(SUBJECTS[kind].sample(rng), rng):
-            place = question.options.index(question.answer)
-            places.setdefault(len(question.options), Counter())[place] += 1
-            answers.setdefault(question.question_type, Counter())[question.answer] += 1
+    for question in asked[::2]:
+        place = question.options.index(question.answer)
+        places.setdefault(len(question.options), Counter())[place] += 1
+        answers.setdefault(question.question, Counter())[question.answer] += 1
     for number, counts in places.items():
-        total = sum(counts.values())
-        for place in range(number):
-            # Five standard deviations around equal shares.
-            spread = 5 * (total * (number - 1)) ** 0.5 / number
-            assert abs(counts[place] - total / number) < spread
-    for kind in ("presence", "side", "modality", "sequence", "stain"):
-        shares = np.array(list(answers[kind].values())) / sum(answers[kind].values())
-        assert shares.max() < 1.25 / len(shares), (kind, answers[kind])
+        shares = np.array([counts[place] for place in range(number)]) / sum(counts.values())
+        assert np.abs(shares - 1 / number).max() < 5 * (0.25 / sum(counts.values())) ** 0.5
+    right: dict[str, list[float]] = {}
+    for question in asked[1::2]:
+        counts = answers.get(question.question, Counter())
+        guess = max(sorted(question.options), key=lambda option: counts[option])
+        chance = 1 / len(question.options)
+        right.setdefault(question.question_type, []).append((guess == question.answer) - chance)
+    for kind, gains in right.items():
+        assert np.mean(gains) < 4 * (0.25 / len(gains)) ** 0.5, kind
 
 
 @pytest.mark.parametrize("kind", SUBJECTS)
