@@ -211,7 +211,10 @@ def _prepare(out: Path, plan: Plan) -> list[Unit]:
     strangers = sorted(path.name for path in out.glob("*.tar") if path.stem not in known)
     if strangers:
         raise UserError(f"{out}: holds {strangers[0]} of another origin; choose an empty folder")
-    sidecars.mkdir(parents=True, exist_ok=True)
+    try:
+        sidecars.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be made a folder: {error.strerror}") from None
     for leftover in (*out.glob("*.tmp"), *sidecars.glob("*.tmp")):
         leftover.unlink()
     pending = [unit for unit in plan.units if not _is_done(out, unit)]
@@ -226,7 +229,7 @@ def _prepare(out: Path, plan: Plan) -> list[Unit]:
 
 def _is_done(out: Path, unit: Unit) -> bool:
     sidecar = out / "units" / f"{unit.name}.json"
-    if not sidecar.is_file():
+    if not (sidecar.is_file() and sidecar.with_suffix(".parquet").is_file()):
         return False
     content = json.loads(sidecar.read_text(encoding="utf-8"))
     if content["fingerprint"] != unit.fingerprint:

@@ -38,7 +38,7 @@ def command(table: Path, out: Path, workers: int) -> list[str]:
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Large images, so that a run takes long enough to be killed in the middle."""
-    return write_table(tmp_path_factory.mktemp("table"), rows=80, width=900, groups=30)
+    return write_table(tmp_path_factory.mktemp("table"), rows=60, width=800, groups=30)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,12 @@ def test_shards_of_others_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds train-00000\.tar of another origin; choose"):
         prepare("table", f"source={table}", f"out={out}")
     assert (out / "train-00000.tar").read_bytes() == b"theirs"
+
+
+def test_out_that_is_a_file(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "in")
+    with pytest.raises(UserError, match=r"out=.*index\.jsonl: cannot be made a folder: "):
+        prepare("table", f"source={table}", f"out={table}")
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
