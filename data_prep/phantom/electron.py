@@ -216,11 +216,10 @@ def _reticulum(
                 for a, b in line
             ]
             pen.line(edge_line, fill=190, width=thick)
-            far = 1.45
             for a, b in edge_line:
                 if rng.random() < 0.8:
-                    px = a - math.sin(angle) * (far - 1) * offset * gap
-                    py = b + math.cos(angle) * (far - 1) * offset * gap
+                    px = a - math.sin(angle) * 0.45 * offset * gap
+                    py = b + math.cos(angle) * 0.45 * offset * gap
                     pen.ellipse((px - dot, py - dot, px + dot, py + dot), fill=255)
     image = image + 0.13 * to_array(lumen, 1.2)
     return _apply(image, dark, 0.38, 0.8), [
@@ -290,7 +289,7 @@ def _bacteria(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> 
         mask = np.clip((1 - np.sqrt(share)) * radius + 0.5, 0, 1)
         shadow = np.clip(1.35 - np.sqrt(share), 0, 0.35) / 0.35 * (1 - mask)
         image[window] = image[window] * (1 - 0.55 * shadow) * (1 - mask) + body * mask
-        extent = radius + length * max(abs(ux), 0.0), radius + length * abs(uy)
+        extent = radius + length * abs(ux), radius + length * abs(uy)
         corners = [
             (center[0] - extent[0], center[1] - extent[1]),
             (center[0] + extent[0], center[1] + extent[1]),

@@ -137,7 +137,6 @@ def _mitosis(
     """Metaphase (one bright plate) or anaphase (two parallel plates)."""
     cos, sin = math.cos(angle), math.sin(angle)
     anaphase = rng.random() < 0.5
-    reach = 0.0
     for offset in (-0.55, 0.55) if anaphase else (0.0,):
         at = (center[0] + offset * radius * cos, center[1] + offset * radius * sin)
         plate = oval(rng, at, (0.26 * radius, 1.05 * radius), angle, 0.10, 18)

@@ -159,14 +159,11 @@ def _bars(facts: Facts, rng: np.random.Generator, size: tuple[int, int]) -> Draw
             axes.whisker(x, level - 0.03, level + rng.uniform(0.03, 0.06))
         if facts.finding != "no difference":
             axes.stars(middle - half / 2, middle + half / 2, max(control, treated) + 0.10)
-        names = (
-            ("Control", facts.detail["treatment"]) if pairs == 1 else (f"Day {7 * pair + 7}", "")
-        )
         if pairs == 1:
-            axes.category(middle - half / 2, names[0])
-            axes.category(middle + half / 2, names[1])
+            axes.category(middle - half / 2, "Control")
+            axes.category(middle + half / 2, facts.detail["treatment"])
         else:
-            axes.category(middle, names[0])
+            axes.category(middle, f"Day {7 * pair + 7}")
     if pairs > 1:
         axes.legend(("Control", facts.detail["treatment"]), low=False)
     return axes.finish()

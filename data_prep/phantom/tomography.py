@@ -142,7 +142,7 @@ def _head_lesion(
         wedge = [tip, (sign * 0.45, -0.42), (sign * 0.68, -0.40), (sign * 0.78, 0.0)]
         wedge += [(sign * 0.68, 0.42), (sign * 0.42, 0.38)]
         points = [(x + rng.normal(0, 0.025), y + rng.normal(0, 0.025)) for x, y in wedge]
-        return 0.9 * frame.region(points, 0.03) / 0.9, 0.27, 0.03
+        return frame.region(points, 0.03), 0.27, 0.03
     return None, 0.0, 0.0
 
 

@@ -20,7 +20,7 @@ from data_prep.phantom.questions import ask
 from data_prep.phantom.subjects import COMPOUND, SUBJECTS, choose
 from vlp.config import UserError
 
-FIGURES = 60
+FIGURES = 48
 XLINK = "{http://www.w3.org/1999/xlink}href"
 METADATA = {
     "pmcid", "version", "pmid", "doi", "mid", "title", "citation", "is_pmc_openaccess",
@@ -198,7 +198,7 @@ def test_words_alone_do_not_answer_the_questions() -> None:
     topics = list(TOPICS.values())
     asked = [
         question
-        for number in range(8000)
+        for number in range(6000)
         for question in ask(SUBJECTS[choose(rng, topics[number % len(topics)][0])].sample(rng), rng)
     ]
     places: dict[int, Counter[int]] = {}
