@@ -2,7 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from data_prep.archives import ArchiveError, archive_members, is_archive, unpack
@@ -11,7 +11,14 @@ from data_prep.build import Plan, build
 from data_prep.jats import JatsError, Metadata, NotAnArticle, read_metadata, read_xml
 from data_prep.runners import core_count, map_unordered
 from data_prep.shards import Reject, unique_keys
-from data_prep.sources import MAX_FILE, MAX_PACKAGE, state_of, walk
+from data_prep.sources import (
+    MAX_FILE,
+    MAX_PACKAGE,
+    folder_state,
+    forget_folders,
+    state_of,
+    walk,
+)
 from vlp.config import UserError
 
 _XML = (".xml", ".nxml")
@@ -77,6 +84,7 @@ def run(config: JatsConfig) -> None:
 
 def find_articles(root: Path, workers: int) -> tuple[list[Found], list[Reject]]:
     """Every article below `root`, by path, and every file that should be one but is broken."""
+    forget_folders()
     paths = [name for name, _, _ in walk(root) if name.lower().endswith(_XML) or is_archive(name)]
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     results = [
@@ -117,7 +125,7 @@ def _identify(root: Path, path: str) -> list[Found | Reject]:
         size = (root / path).stat().st_size
         if size > MAX_FILE:
             return [Reject("", "", path, "plan", f"file larger than {MAX_FILE:,} bytes")]
-        state = _folder_state((root / path).parent)
+        state = folder_state((root / path).parent)
         return _identify_xml((root / path).read_bytes(), path, "", state)
     results: list[Found | Reject] = []
     status = (root / path).stat()
@@ -161,8 +169,3 @@ def _without_duplicates(found: list[Found]) -> tuple[list[Found], list[Reject]]:
         else:
             first[article.group] = article
     return list(first.values()), duplicates
-
-
-@lru_cache(maxsize=4)
-def _folder_state(folder: Path) -> str:
-    return state_of(walk(folder))

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_prep.articles import ArticleConfig, ArticleItem, plan_articles, produce
 from data_prep.build import Plan, build
 from data_prep.shards import Reject, make_key
-from data_prep.sources import state_of, walk
+from data_prep.sources import forget_folders, state_of, walk
 from vlp.config import UserError
 
 _FOLDER = re.compile(r"(PMC\d+)\.(\d+)")
@@ -35,6 +35,7 @@ def run(config: PmcConfig) -> None:
             f"source={config.source}: only local folders are read so far; copy it first, for "
             "example with `aws s3 sync --no-sign-request`"
         )
+    forget_folders()
     root = Path(config.source)
     versions = find_versions(root)
     items, rejects = [], []

@@ -149,6 +149,18 @@ def walk(folder: Path) -> list[tuple[str, int, int]]:
     return sorted(found)
 
 
+@lru_cache(maxsize=4)
+def folder_state(folder: Path) -> str:
+    """`state_of` all files in and below a folder, which many articles may share."""
+    return state_of(walk(folder))
+
+
+def forget_folders() -> None:
+    """Drop what is remembered of folders' contents; a run does so before it looks at them."""
+    _folder_names.cache_clear()
+    folder_state.cache_clear()
+
+
 def state_of(listing: Sequence[tuple[str, int, int]]) -> str:
     """A hash of names, sizes and times: it changes when a file does."""
     text = "\0".join(f"{name}\0{size}\0{time}" for name, size, time in listing)

@@ -77,6 +77,19 @@ def test_adding_articles_moves_none(tmp_path: Path) -> None:
     assert before.items() <= after.items()
 
 
+@pytest.mark.parametrize("stage", ["pmc", "jats"])
+def test_an_article_that_changed_is_read_again(tmp_path: Path, stage: str) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    folder = write_pmc_article(source, 1, figures=1)
+    (folder / "g1.jpg").rename(tmp_path / "g1.jpg")
+    arguments = (stage, f"source={source}", f"out={out}", "val_fraction=0", "test_fraction=0")
+    with pytest.raises(UserError, match="no sample was written"):
+        prepare(*arguments)
+    (tmp_path / "g1.jpg").rename(folder / "g1.jpg")
+    prepare(*arguments)
+    assert len(rows_of(out)) == 1
+
+
 def test_articles_that_are_left_out(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     write_pmc_article(source, 1)
