@@ -56,7 +56,7 @@ def curves(series: Mapping[str, Points]) -> Markup:
             Markup(
                 '<line class="axis" x1="42" x2="{}" y1="{}" y2="{}"/>'
                 '<text x="37" y="{}" text-anchor="end">{}</text>'
-            ).format(width - 10, y, y, y + 3.5, f"{value:.3g}")
+            ).format(width - 10, y, y, y + 3.5, _short(value))
         )
     for i, line in enumerate(series.values()):
         path = " ".join(place(x, y) for x, y in line)
@@ -67,6 +67,13 @@ def curves(series: Mapping[str, Points]) -> Markup:
         ).format(height - 6, width - 10, height - 6, f"step {right:,.0f}")
     )
     return Markup("").join([*parts, Markup("</svg>")])
+
+
+def _short(value: float) -> str:
+    """Few characters for an axis: 4.5, 7.5e-4."""
+    if 0 < abs(value) < 0.01:
+        return f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:.3g}"
 
 
 def _nice(low: float, high: float) -> tuple[float, float]:

@@ -77,8 +77,9 @@ def bootstrap_interval(
         values: [n], one number per item, such as 1 for right and 0 for wrong.
         seed: of the resampling.
         strata: int [n] from 0; then the statistic is the mean over strata of the means within
-            them (strata that a resample misses are left out): with the true classes as strata,
-            balanced accuracy. Without: the plain mean.
+            them: with the true classes as strata, balanced accuracy. A stratum that a resample
+            misses keeps its own mean; left out, small classes would pull the interval off the
+            score. Without: the plain mean.
         clusters: int [n] from 0; items of one cluster (patient, article) are drawn together, since
             they aren't independent. Without: every item by itself.
         replicates: how many resamples.
@@ -97,13 +98,15 @@ def bootstrap_interval(
     shape = (groups, count)
     sums = np.bincount(cell, weights=values, minlength=groups * count).reshape(shape)
     sizes = np.bincount(cell, minlength=groups * count).reshape(shape).astype(np.float64)
+    filled = sizes.sum(axis=1) > 0  # a class without items has no mean
+    sums, sizes = sums[filled], sizes[filled]
+    means = sums.sum(axis=1) / sizes.sum(axis=1)
     generator = np.random.default_rng(seed)
     statistics = np.empty(replicates)
     for i in range(replicates):
         drawn = np.bincount(generator.integers(count, size=count), minlength=count)
         size = sizes @ drawn
-        present = size > 0
-        statistics[i] = np.mean((sums @ drawn)[present] / size[present])
+        statistics[i] = np.where(size > 0, sums @ drawn / np.maximum(size, 1), means).mean()
     tail = (1 - level) / 2
     low, high = np.quantile(statistics, [tail, 1 - tail])
     return Interval(float(low), float(high))

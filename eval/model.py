@@ -121,13 +121,19 @@ def _load_ours(folder: Path, name: str, device: str) -> Model:
 def _load_open_clip(
     source: str, pretrained: str | None, name: str, device: str, folder: Path | None = None
 ) -> Model:
+    random = folder is None and pretrained is None and not source.startswith("hf-hub:")
     try:
-        network = open_clip.create_model(source, pretrained=pretrained, device=device)
+        network = open_clip.create_model(
+            source,
+            pretrained=pretrained,
+            device=device,
+            # Otherwise a folder without weights is a warning, and its random scores are believed.
+            require_pretrained=not random,
+        )
         tokenizer = open_clip.get_tokenizer(source)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model={name}: open_clip can't load it: {reason}") from None
-    random = folder is None and pretrained is None and not source.startswith("hf-hub:")
     notes = [f"random weights: write {name}@PRETRAINED for trained ones"] if random else []
     return Model(network, tokenizer, network.visual.preprocess_cfg, name, folder, notes)
 

@@ -61,7 +61,7 @@ def write_report(run: Run) -> Path:
 
 def label(key: str) -> str:
     """A score's name for people: 'image_to_text_recall@5' -> 'image → caption, recall@5'."""
-    direction, found, k = key.partition("_recall@")
+    direction, found, k = key.rpartition("/")[2].partition("_recall@")
     name = LABELS.get(direction, direction.replace("_", " "))
     return f"{name}, recall@{k}" if found else name
 

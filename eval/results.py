@@ -91,7 +91,8 @@ def print_table(run: Run, report: Path) -> None:
             )
             name = ""
         table.add_section()
-    console = Console()
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=100)  # logs are read wide
     console.print(table)
     for name, done in run.tasks.items():
         for line in remarks(done):

@@ -1,13 +1,20 @@
 """A small open_clip model with random weights, and images that it tells apart."""
 
 import json
+import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import open_clip
+import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
+
+from eval.config import EvalConfig
+from vlp.config import UserError, load_config
 
 MODEL_CONFIG = {
     "embed_dim": 32,
@@ -16,18 +23,37 @@ MODEL_CONFIG = {
 }
 
 
+WORDS = ("arrow", "nuclei", "lesion", "left", "liver", "stain", "cell", "lung", "colon", "heart")
+
+
+def model_input(image: Image.Image) -> torch.Tensor:
+    """float32 [3, 32, 32] as the model's evaluation transform gives it, up to rounding."""
+    config = open_clip.transform.PreprocessCfg(size=32)
+    return open_clip.transform.image_transform_v2(config, is_train=False)(image)
+
+
 def write_model(folder: Path, seed: int = 0) -> Path:
     """A folder that open_clip loads by `local-dir:`.
 
-    Fresh weights map all images, and all texts, to nearly the same point. Larger ones in the
-    first layers spread them, so that a comparison of scores says something.
+    Fresh weights map all images, and all texts, to nearly the same point, so that a comparison of
+    scores would say nothing: larger weights in the first layers, and centred last layers, spread
+    them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = open_clip.CLIP(**json.loads(json.dumps(MODEL_CONFIG)))
+    model = open_clip.CLIP(**json.loads(json.dumps(MODEL_CONFIG))).eval()
+    pixels = torch.stack([model_input(draw(i)) for i in range(32)])
+    tokens = open_clip.get_tokenizer("ViT-B-32")([f"{a} {b}" for a in WORDS for b in WORDS], 32)
     with torch.no_grad():
         model.visual.conv1.weight.mul_(20)
         model.token_embedding.weight.mul_(100)
+        for norm, projection, encode in (
+            (model.visual.ln_post, model.visual.proj, lambda: model.encode_image(pixels)),
+            (model.ln_final, model.text_projection, lambda: model.encode_text(tokens)),
+        ):
+            mean = encode().mean(dim=0)
+            # feature = norm @ projection, so this bias moves the mean of the features to 0.
+            norm.bias.sub_(torch.linalg.lstsq(projection.T, mean[:, None]).solution[:, 0])
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": {"size": 32}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -50,3 +76,26 @@ def write_table(folder: Path, rows: list[dict], name: str = "index.jsonl") -> Pa
                 draw(i).save(folder / image)
             file.write(json.dumps({"image": image, **row}) + "\n")
     return folder / name
+
+
+def suite_config(root: Path, model: Path, tasks: dict, **keys: object) -> EvalConfig:
+    """An EvalConfig as from YAML, with few resamples."""
+    whole = {
+        "name": "suite",
+        "model": f"local-dir:{model}",
+        "data_root": str(root),
+        "out": str(root / "out"),
+        "device": "cpu",
+        "workers": 0,
+        "replicates": 100,
+        "tasks": tasks,
+        **keys,
+    }
+    path = root / "suite.yaml"
+    OmegaConf.save(OmegaConf.create(whole), path)
+    return load_config(EvalConfig, [str(path)])
+
+
+def fails(message: str) -> AbstractContextManager:
+    """Expect a UserError that contains exactly this text."""
+    return pytest.raises(UserError, match=re.escape(message))
