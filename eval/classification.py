@@ -169,10 +169,14 @@ def _scored_items(inputs: Inputs, labels: list[str]) -> tuple[list[Item], Counte
 def _examples(
     items: list[Item], true: np.ndarray, cosines: Tensor, labels: list[str], inputs: Inputs
 ) -> list[Example]:
-    """The surest mistakes: what a person should look at first."""
+    """The surest mistakes, one for each pair of classes that is mixed up."""
     right_score = cosines[torch.arange(len(items)), torch.from_numpy(true)]
     margin = cosines.max(dim=1).values - right_score
-    worst = [i for i in margin.argsort(descending=True, stable=True).tolist() if margin[i] > 0]
+    answers = cosines.argmax(dim=1).tolist()
+    worst: dict[tuple[int, int], int] = {}
+    for i in margin.argsort(descending=True, stable=True).tolist():
+        if margin[i] > 0:
+            worst.setdefault((int(true[i]), answers[i]), i)
     return [
         Example(
             group="surest mistakes",
@@ -185,7 +189,7 @@ def _examples(
             ],
             right=False,
         )
-        for i in worst[:EXAMPLES]
+        for i in list(worst.values())[:EXAMPLES]
     ]
 
 

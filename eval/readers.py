@@ -89,7 +89,8 @@ def open_shard_folder(data: DataConfig, root: Path) -> Dataset:
         shard, offset = shards.shards[shards.shard_of[i]], int(shards.spans[i, 0])
         record = _json_member(path / shard, spans[shard, offset])
         image = text(record.get("image")) or shards.key(i)
-        own = {**record, **record.get("row", {}), "image": image}
+        nested = record.get("row")  # what the table stage passes through
+        own = {**record, **(nested if isinstance(nested, dict) else {}), "image": image}
         rows = [own] if labels is None else [{**own, **row} for row in labels.get(image, [])]
         samples.append(Sample(image, [shards.caption(i)], rows))
     if labels is not None and not any(sample.rows for sample in samples):

@@ -124,6 +124,22 @@ def test_the_second_run_gives_the_same_numbers(root: Path, model: Path) -> None:
     assert first == fresh
 
 
+def test_examples_of_retrieval_show_the_right_answer(root: Path, model: Path) -> None:
+    run = run_suite(suite_config(root, model, TASKS, only=["pairs"]), "my.yaml", "")
+    examples = run.tasks["pairs"].result.examples
+    assert [e.group for e in examples] == ["image to caption"] * 6 + ["caption to image"] * 6
+    for example in examples:
+        number = int(example.title.removesuffix(".png"))
+        (right,) = [answer for answer in example.answers if answer.right]
+        shown = example.text if example.image is None else right.text
+        assert shown.startswith(f"figure number {number},")
+        assert right.image in (None, number)
+        assert example.right == (right.rank == 1)
+        scores = [answer.score for answer in example.answers]
+        assert scores == sorted(scores, reverse=True)
+        assert [a.rank for a in example.answers[:5]] == [1, 2, 3, 4, 5]
+
+
 def test_only(root: Path, model: Path) -> None:
     assert list(run_program(root, model, "only=[pairs]")["tasks"]) == ["pairs"]
 
