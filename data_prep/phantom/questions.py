@@ -252,7 +252,7 @@ def _modality_shares() -> dict[str, float]:
 def modality_rate(facts: Facts) -> float:
     """Frequent modalities are asked for less often, so that the answers come equally often."""
     shares = _modality_shares()
-    return 0.8 * min(shares.values()) / shares[facts.modality]
+    return 0.5 * min(shares.values()) / shares[facts.modality]
 
 
 def _organ_rate(facts: Facts) -> float:
