@@ -1,7 +1,8 @@
 """Zero-shot classification: the class whose prompts are nearest to the image.
 
 As in CLIP and CLIP_benchmark: per class, each prompt is embedded and normalised, the mean of them
-is normalised again, and the class with the highest cosine is the answer.
+is normalised again, and the class with the highest cosine is the answer. With `pool: max` that is
+done per name of a class, and its nearest name speaks for the class.
 """
 
 from collections import Counter
@@ -73,21 +74,40 @@ def label_of(task: TaskConfig, row: Row) -> str:
 def prompts(task: TaskConfig, dataset: Dataset) -> dict[str, list[str]]:
     """Label -> every text that is averaged for it."""
     templates = list(task.templates) or dataset.templates
-    names = dict(task.classes) or {label: [label] for label in dataset.classes}
     return {
-        label: [template.format(c=name) for name in names[label] for template in templates]
-        for label in names
+        label: [template.format(c=name) for name in names for template in templates]
+        for label, names in class_names(task, dataset).items()
     }
 
 
-def class_embeddings(per_text: Tensor, counts: Sequence[int]) -> Tensor:
-    """Unit rows of all prompts [P, D] -> unit rows of the classes [C, D].
+def class_names(task: TaskConfig, dataset: Dataset) -> dict[str, list[str]]:
+    """Label -> names of the class in prompts."""
+    return dict(task.classes) or {label: [label] for label in dataset.classes}
+
+
+def mean_embeddings(per_text: Tensor, counts: Sequence[int]) -> Tensor:
+    """Unit rows of all prompts [P, D] -> unit rows [len(counts), D].
 
     Args:
-        counts: how many consecutive prompts each class has.
+        counts: how many consecutive prompts make one mean.
     """
     means = [rows.mean(dim=0) for rows in per_text.split(list(counts))]
     return normalize(torch.stack(means), dim=1)
+
+
+def class_cosines(
+    images: Tensor, per_text: Tensor, prompts: Sequence[int], names: Sequence[int]
+) -> Tensor:
+    """Cosine of each image to each class [n, C].
+
+    Args:
+        images: unit rows [n, D].
+        per_text: unit rows of all prompts [P, D], class by class, name by name.
+        prompts: how many prompts each name has.
+        names: how many names each class has.
+    """
+    cosines = images @ mean_embeddings(per_text, prompts).T  # [n, names]
+    return torch.stack([own.amax(dim=1) for own in cosines.split(list(names), dim=1)], dim=1)
 
 
 def evaluate(inputs: Inputs) -> Result:
@@ -99,9 +119,13 @@ def evaluate(inputs: Inputs) -> Result:
     true = np.array([labels.index(label_of(task, item.row)) for item in items])
 
     per_text = inputs.embedder.texts([t for group in texts.values() for t in group], inputs.name)
-    classes = class_embeddings(per_text, [len(group) for group in texts.values()])  # [C, D]
     rows = inputs.images.features[[item.sample for item in items]]  # [n, D]
-    cosines = rows @ classes.T
+    names = [len(own) for own in class_names(task, inputs.dataset).values()]
+    per_name = len(per_text) // sum(names)  # every name is put into every template
+    if task.pool == "max":
+        cosines = class_cosines(rows, per_text, [per_name] * sum(names), names)
+    else:
+        cosines = class_cosines(rows, per_text, [per_name * n for n in names], [1] * len(names))
     predicted = cosines.argmax(dim=1).numpy()
 
     confusion = metrics.confusion_matrix(true, predicted, len(labels))
@@ -126,6 +150,7 @@ def evaluate(inputs: Inputs) -> Result:
         details={
             "classes": labels,
             "prompts": texts,
+            "pool": task.pool,
             "confusion": confusion.tolist(),
             "per_class": {
                 label: {"n": int(n), "recall": None if n == 0 else float(recall)}

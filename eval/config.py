@@ -66,6 +66,10 @@ class TaskConfig:
     templates: list[str] = field(default_factory=list)
     """classification: prompts with `{c}` for the name of the class. May be empty for a
     CLIP_benchmark folder, which has its own file of templates."""
+    pool: Literal["mean", "max"] = "mean"
+    """classification: `mean` embeds a class as the mean of all its prompts, as CLIP and
+    CLIP_benchmark do. `max` keeps an embedding per name, and the nearest name counts: for classes
+    whose names are different things (a radiograph of a chest, of a hand)."""
     metric: Literal["accuracy", "mean_per_class_recall"] = "accuracy"
     """classification: the score that stands for the task in tables and plots. Mean per-class recall
     (balanced accuracy) where the classes are uneven."""

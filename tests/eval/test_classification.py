@@ -54,10 +54,27 @@ def test_scores_by_hand() -> None:
 
 def test_names_and_templates_are_averaged_and_normalised_again() -> None:
     texts = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    classes = classification.class_embeddings(texts, [2, 1])
+    classes = classification.mean_embeddings(texts, [2, 1])
     expected = torch.tensor([0.8, 0.4]) / torch.tensor([0.8, 0.4]).norm()
     assert torch.allclose(classes[0], expected)
     assert torch.equal(classes[1], texts[2])
+
+
+def test_the_nearest_name_may_speak_for_the_class() -> None:
+    """Class A has two opposite names, whose mean points nowhere near its images."""
+    vectors = {"up": (0, 1), "up!": (0.1, 1), "down": (0, -1), "down!": (0.1, -1)}
+    vectors |= {"right": (1, 0), "right!": (1, 0.1)}
+    unit = {name: normalize(torch.tensor(v).float(), dim=0) for name, v in vectors.items()}
+    embedder = SimpleNamespace(texts=lambda texts, name: torch.stack([unit[t] for t in texts]))
+    images = ImageFeatures(torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0]]), {})
+    classes = {"A": ["up", "down"], "B": ["right"]}
+    right = {}
+    for pool in ("mean", "max"):
+        one = task(classes=classes, templates=["{c}", "{c}!"], pool=pool)
+        inputs = Inputs(one, dataset("A", "A", "B"), images, embedder, "it", 0, 100)
+        right[pool] = classification.evaluate(inputs).scores["accuracy"].value
+    assert right["max"] == 1.0
+    assert right["mean"] < 1.0
 
 
 def test_prompts_are_every_name_in_every_template() -> None:
