@@ -4,6 +4,7 @@ One process without torchrun works too. This is the one place that hands evaluat
 """
 
 import os
+import time
 
 from eval.retrieval import recall
 from vlp import distributed
@@ -12,17 +13,19 @@ from vlp.trainer import Config, Trainer
 
 
 def main(argv: list[str]) -> None:
+    """Train to the end, and say where the model is."""
     try:
         config = load_config(Config, argv, "torchrun --nproc-per-node N train.py")
-    except UserError:
-        if os.environ.get("RANK", "0") != "0":
-            raise SystemExit(2) from None  # every rank finds the same: one line is enough
-        raise
-    try:
         trainer = Trainer(config, evaluate=recall)
         trainer.fit()
         if trainer.world.is_main:
             print(f"model: {config.folder / 'model'}")
+    except UserError:
+        # Most faults are common to all ranks. Rank 0 tells, torchrun then stops the others; what
+        # only another rank sees is told by that rank, after this pause.
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)
+        raise
     finally:
         distributed.stop()
 

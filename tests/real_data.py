@@ -1,4 +1,4 @@
-"""Where the real images, captions and articles lie that some tests use; they are not in the repository."""
+"""Real images, captions and articles that some tests use; they are not in the repository."""
 
 import os
 from pathlib import Path

@@ -1,12 +1,15 @@
 """Shard folders: what is read equals what was written, and every way in which one can be wrong."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.shard_factory import make_shards
+from data_prep.__main__ import main as run_stage
+from tests.shard_factory import jpeg, make_shards
 from vlp.config import UserError
 from vlp.data.index import open_shards, splits
 
@@ -29,6 +32,23 @@ def test_reads_every_member_by_offset(tmp_path: Path) -> None:
             assert shards.caption(index) == raw.caption.decode()
             index += 1
     assert index == 8
+
+
+def test_captions_inside_json(tmp_path: Path) -> None:
+    """Tars of others may hold the caption in JSON alone; `data_prep index` points there."""
+    folder = tmp_path / "others"
+    folder.mkdir()
+    members = [("a.jpg", jpeg(np.random.default_rng(0))), ("a.json", b'{"caption": "5 \u00b5m"}')]
+    members += [("b.jpg", members[0][1]), ("b.json", b'{"text": "two"}')]
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    run_stage(["index", str(folder)])
+    shards = open_shards(folder, "train")
+    assert [shards.read(i).caption.decode() for i in range(2)] == ["5 µm", "two"]
+    assert shards.caption(0) == "5 µm"
 
 
 def change(path: Path, **values: object) -> None:

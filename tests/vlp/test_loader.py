@@ -205,5 +205,5 @@ def test_impossible_settings(settings: dict[str, object], message: str) -> None:
 
 
 def test_no_sources() -> None:
-    with pytest.raises(UserError, match="data.sources is empty"):
+    with pytest.raises(UserError, match=r"data.sources is empty"):
         Mixture.open(DataConfig(), 0)

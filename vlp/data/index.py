@@ -21,7 +21,16 @@ from vlp.config import UserError
 
 FORMAT = "biovlp-shards"
 VERSION = 1
-COLUMNS = ("key", "shard", "split", "image_offset", "image_size", "text_offset", "text_size")
+COLUMNS = (
+    "key",
+    "shard",
+    "split",
+    "json_offset",
+    "image_offset",
+    "image_size",
+    "text_offset",
+    "text_size",
+)
 
 Verify = Literal["size", "sha256"]
 
@@ -45,6 +54,8 @@ class ShardFolder:
     shard_of: np.ndarray
     spans: np.ndarray
     """int64 [N, 4]: image offset, image size, text offset, text size, in bytes."""
+    in_json: np.ndarray
+    """bool [N]: the text span is the sample's JSON, which holds the caption (tars of others)."""
 
     def __len__(self) -> int:
         return len(self.shard_of)
@@ -58,19 +69,24 @@ class ShardFolder:
         Raises:
             UserError: the shard can't be opened or ends before the member does.
         """
-        path = self.folder / self.shards[self.shard_of[index]]
-        image_offset, image_size, text_offset, text_size = (int(v) for v in self.spans[index])
-        return RawSample(
-            self.key(index),
-            _pread(path, image_offset, image_size),
-            _pread(path, text_offset, text_size),
-        )
+        image_offset, image_size = (int(value) for value in self.spans[index, :2])
+        image = _pread(self._path(index), image_offset, image_size)
+        return RawSample(self.key(index), image, self._caption(index))
 
     def caption(self, index: int) -> str:
         """Only the caption of a sample, for training a vocabulary."""
-        path = self.folder / self.shards[self.shard_of[index]]
-        text_offset, text_size = (int(v) for v in self.spans[index, 2:])
-        return _pread(path, text_offset, text_size).decode("utf-8", errors="replace")
+        return self._caption(index).decode("utf-8", errors="replace")
+
+    def _caption(self, index: int) -> bytes:
+        text_offset, text_size = (int(value) for value in self.spans[index, 2:])
+        text = _pread(self._path(index), text_offset, text_size)
+        if self.in_json[index]:
+            record = json.loads(text)
+            return str(record["caption"] if "caption" in record else record["text"]).encode()
+        return text
+
+    def _path(self, index: int) -> Path:
+        return self.folder / self.shards[self.shard_of[index]]
 
 
 def open_shards(folder: str | Path, split: str, verify: Verify = "size") -> ShardFolder:
@@ -107,13 +123,15 @@ def open_shards(folder: str | Path, split: str, verify: Verify = "size") -> Shar
         shard_sizes=tuple(int(n) for n in np.bincount(shard_of, minlength=len(shards))),
         keys=table["key"],
         shard_of=shard_of,
-        spans=np.stack([table[column].to_numpy() for column in COLUMNS[3:]], axis=1),
+        in_json=pc.equal(table["json_offset"], table["text_offset"]).fill_null(False).to_numpy(),
+        spans=np.stack([table[column].to_numpy() for column in COLUMNS[4:]], axis=1),
     )
 
 
 def splits(folder: str | Path) -> list[str]:
     """The splits that a shard folder has, by its manifest."""
-    return sorted(_manifest(Path(folder)).get("splits", {}))
+    counts = _manifest(Path(folder)).get("splits", {})
+    return sorted(split for split, count in counts.items() if count)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
