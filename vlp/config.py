@@ -114,7 +114,8 @@ def _override(arg: str) -> DictConfig:
     if arg.startswith("-"):
         raise UserError(f"{arg}: options are written key=value, without dashes")
     try:
-        return OmegaConf.from_dotlist([arg])
+        # "key=" is the empty string; OmegaConf alone would read it as null.
+        return OmegaConf.from_dotlist([arg + '""' if arg.endswith("=") else arg])
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{arg}: not a key=value pair: {_first_line(error)}") from None
 

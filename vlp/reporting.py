@@ -5,6 +5,7 @@ Only rank 0 reports; the others hold a `NullReporter`.
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,8 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from vlp import distributed
+from vlp.config import UserError
+from vlp.data.loader import Batch, Broken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,9 @@ class NullReporter:
         trace: TracebackType | None,
     ) -> None:
         return None
+
+    def advance(self, step: int) -> None:
+        """`step` steps are done."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers after `step` steps."""
@@ -95,6 +105,9 @@ class Reporter(NullReporter):
         if self.wandb is not None:
             self.wandb.finish(exit_code=0 if error is None else 1)
 
+    def advance(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")
         self.file.flush()
@@ -102,12 +115,57 @@ class Reporter(NullReporter):
             self.wandb.log({"step": step, **metrics})
         status = "  ".join(_phrases(metrics))
         if "train/loss" in metrics and self.console.is_terminal:
-            self.progress.update(self.task, completed=step, status=status)
+            self.progress.update(self.task, status=status)
         else:
             self.message(f"step {step:>6}/{self.steps}  {status}")
 
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Window:
+    """What happened since the last report, without reading the device."""
+
+    def __init__(self, step: int) -> None:
+        self.seen = 0
+        self.broken_total = 0
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self.start, self.first = time.perf_counter(), step
+        self.waited = 0.0
+        self.tokens = 0
+        self.broken: list[Broken] = []
+        self.losses: list[Tensor] = []
+        self.keys: list[list[str]] = []
+
+    def add(self, step: int, batch: Batch, loss: Tensor) -> None:
+        self.last = step
+        self.seen += len(batch.keys)
+        self.tokens += len(batch.text.input_ids)
+        self.broken += batch.broken
+        self.losses.append(loss)
+        self.keys.append(batch.keys)
+
+    def rates(self, batch_size: int, ranks: int) -> dict[str, float]:
+        """Throughput since the last report; this rank stands for all."""
+        seconds = time.perf_counter() - self.start
+        return {
+            "perf/samples_per_second": (self.last - self.first) * batch_size / seconds,
+            "perf/tokens_per_second": self.tokens * ranks / seconds,
+            "perf/data_wait": self.waited / seconds,
+        }
+
+    def check_finite(self) -> None:
+        """Stop at a loss that is not a number, and name its step and samples."""
+        bad = (~torch.stack(self.losses).isfinite()).nonzero().flatten().tolist()
+        if bad:
+            keys = self.keys[bad[0]]
+            raise UserError(
+                f"the loss of step {self.first + bad[0] + 1} is not finite (rank "
+                f"{distributed.rank()}, samples {', '.join(keys[:8])}{' ...' * (len(keys) > 8)}); "
+                "lower optimizer.learning_rate or set train.precision=fp32"
+            )
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ from vlp.data.image import Normalise
 from vlp.data.index import ShardFolder, open_shards, splits
 from vlp.data.loader import (
     Batch,
-    Broken,
     DataConfig,
     EvaluationSamples,
     Mixture,
@@ -33,7 +32,7 @@ from vlp.losses import clip_loss
 from vlp.models.dual_encoder import DualEncoder, ModelConfig
 from vlp.models.hub import load_weights, save_pretrained
 from vlp.optim import OptimizerConfig, adamw, learning_rate
-from vlp.reporting import NullReporter, ReportConfig, Reporter
+from vlp.reporting import NullReporter, ReportConfig, Reporter, Window
 
 Evaluate = Callable[[Tensor, Tensor], dict[str, float]]
 """Normalised image and text features [N, D] of N pairs -> scores by name."""
@@ -246,14 +245,18 @@ class Trainer:
                 result = self._train_step(batch)
                 self.step += 1
                 self.window.add(self.step, batch, result.loss)
+                self.reporter.advance(self.step)
                 last = self.step == self.steps
                 saves = last or self.step % train.checkpoint_every == 0
-                if saves or self.step % train.log_every == 0:
+                scores = last or (train.eval_every > 0 and self.step % train.eval_every == 0)
+                if saves or scores or self.step % train.log_every == 0:
                     self._log(result)
-                if last or (train.eval_every and self.step % train.eval_every == 0):
+                if scores:
                     self._evaluate()
                 if saves:
                     self._save()
+                if saves or scores:
+                    self.window.restart(self.step)  # their time is not training's
         distributed.barrier()
 
     def _train_batches(self) -> Iterator[Batch]:
@@ -396,49 +399,3 @@ class Trainer:
             folder, keep = self.config.folder, self.config.train.keep_checkpoints
             save_pretrained(folder / "model", self.model, self.config.model, self.tokenizer)
             checkpoint.save(folder / "checkpoints", self.step, state, keep)
-        self.window.restart(self.step)
-
-
-class Window:
-    """What happened since the last report, without reading the device."""
-
-    def __init__(self, step: int) -> None:
-        self.seen = 0
-        self.broken_total = 0
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self.start, self.first = time.perf_counter(), step
-        self.waited = 0.0
-        self.tokens = 0
-        self.broken: list[Broken] = []
-        self.losses: list[Tensor] = []
-        self.keys: list[list[str]] = []
-
-    def add(self, step: int, batch: Batch, loss: Tensor) -> None:
-        self.last = step
-        self.seen += len(batch.keys)
-        self.tokens += len(batch.text.input_ids)
-        self.broken += batch.broken
-        self.losses.append(loss)
-        self.keys.append(batch.keys)
-
-    def rates(self, batch_size: int, ranks: int) -> dict[str, float]:
-        """Throughput since the last report; this rank stands for all."""
-        seconds = time.perf_counter() - self.start
-        return {
-            "perf/samples_per_second": (self.last - self.first) * batch_size / seconds,
-            "perf/tokens_per_second": self.tokens * ranks / seconds,
-            "perf/data_wait": self.waited / seconds,
-        }
-
-    def check_finite(self) -> None:
-        """Stop at a loss that is not a number, and name its step and samples."""
-        bad = (~torch.stack(self.losses).isfinite()).nonzero().flatten().tolist()
-        if bad:
-            keys = self.keys[bad[0]]
-            raise UserError(
-                f"the loss of step {self.first + bad[0] + 1} is not finite (rank "
-                f"{distributed.rank()}, samples {', '.join(keys[:8])}{' ...' * (len(keys) > 8)}); "
-                "lower optimizer.learning_rate or set train.precision=fp32"
-            )

@@ -117,6 +117,10 @@ def test_errors_name_the_file(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_nothing_after_the_equals_sign_is_the_empty_string() -> None:
+    assert load_config(Whole, ["name=", "note="]) == Whole(name="", note="")
+
+
 def test_missing_required_key() -> None:
     with pytest.raises(UserError, match=r"name is missing: set name=\.\.\."):
         load_config(Whole, [])
