@@ -160,19 +160,21 @@ class TrainSamples(Dataset[Batch]):
         captions, keys, broken = [], [], []
         sources, samples = self.mixture.order.samples(positions)
         for row, position in enumerate(positions):
-            raw, pixels, caption, failed = self._sample(
-                int(sources[row]), int(samples[row]), position
+            raw, caption, failed = self._sample(
+                int(sources[row]), int(samples[row]), position, images[row : row + 1]
             )
-            images[row] = pixels
             captions.append(caption)
             keys.append(raw.key)
             broken += failed
         return Batch(images, self.tokenizer(captions), keys, broken)
 
     def _sample(
-        self, source: int, sample: int, position: int
-    ) -> tuple[RawSample, torch.Tensor, str, list[Broken]]:
-        """The sample at a position, or the first whole one of its fixed replacements."""
+        self, source: int, sample: int, position: int, out: torch.Tensor
+    ) -> tuple[RawSample, str, list[Broken]]:
+        """The sample at a position, or the first whole one of its fixed replacements.
+
+        Its pixels are written to `out`, uint8 [1, 3, H, W].
+        """
         order = self.mixture.order
         epoch, place = divmod(position, order.epoch_size)
         rng = generator(order.seed, epoch, place)
@@ -180,8 +182,8 @@ class TrainSamples(Dataset[Batch]):
         for _ in range(1 + REPLACEMENTS):
             raw = self.mixture.read(source, sample)
             try:
-                pixels = decode_crop(raw.image, self.image_size, self.crop_scale, rng)
-                return raw, pixels, raw.caption.decode("utf-8"), broken
+                decode_crop(raw.image, self.image_size, self.crop_scale, rng, out)
+                return raw, raw.caption.decode("utf-8"), broken
             except ImageError as error:
                 broken.append(Broken(raw.key, str(error)))
             except UnicodeDecodeError as error:
