@@ -19,10 +19,10 @@ export TOKENIZERS_PARALLELISM ?= false
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); \
 	  sys.exit(0 if ok else "Python 3.11 to 3.13 is needed: make PYTHON=python3.12 ...")'
 	@echo "installing into .venv, once (about 3 GB, mostly torch with CUDA)"
-	@mkdir -p build; start=$$(date +%s); \
+	@set -o pipefail; mkdir -p build; start=$$(date +%s); \
 	  $(PYTHON) -m venv .venv \
 	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
-	  && $(BIN)/uv pip sync --python $(BIN)/python requirements.lock \
+	  && $(BIN)/uv pip sync --python $(BIN)/python requirements.lock 2>&1 | grep -v '^ [-+~]' \
 	  && echo "install  $$(( $$(date +%s) - start )) s" | tee build/install_time.txt
 	@touch $@
 

@@ -73,6 +73,7 @@ def save_pretrained(
     _write_json(folder / CONFIG, open_clip_config(config, str(folder)))
     weights = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
     save_file(weights, folder / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
+    (folder / (WEIGHTS + ".tmp")).chmod(0o644)  # safetensors makes it private to its owner
     os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
 
 
