@@ -104,7 +104,7 @@ def numbers(home: Path, run: str = "run") -> list[dict[str, Any]]:
 
 def test_killed_and_restarted_equals_uninterrupted(home: Path) -> None:
     """Two ranks, kill -9 between checkpoints; every metric of every step is the same, exactly."""
-    long = ["train.steps=48", "train.eval_every=24"]
+    long = ["train.steps=24", "train.eval_every=12"]
     finish(start(home, "name=whole", *long))
     process = start(home, "name=cut", *long)
     metrics = home / "runs" / "cut" / "metrics.jsonl"
@@ -114,11 +114,11 @@ def test_killed_and_restarted_equals_uninterrupted(home: Path) -> None:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     kill_tree(process)
-    assert checkpoint.steps(home / "runs" / "cut" / "checkpoints")[-1] < 48
+    assert checkpoint.steps(home / "runs" / "cut" / "checkpoints")[-1] < 24
     output = finish(start(home, "name=cut", *long))
     assert "resumed after step" in output
     assert numbers(home, "cut") == numbers(home, "whole")
-    assert len(numbers(home, "whole")) == 48 + 2  # and two evaluations
+    assert len(numbers(home, "whole")) == 24 + 2  # and two evaluations
     folders = [home / "runs" / name / "model" for name in ("cut", "whole")]
     first, second = (load_pretrained(folder).model.state_dict() for folder in folders)
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -329,9 +329,13 @@ def test_broken_samples_are_counted_and_named(
 ) -> None:
     folder = broken_shards(home / "broken", 2)
     train(home, f"data.sources.a.path={folder}", "data.workers=0", "train.steps=5")
-    assert numbers(home)[-1]["data/broken"] == 2
-    output = capsys.readouterr().out
-    assert output.count("not an image: the file starts with 6e 6f 74 20 61 6e 20 69; replaced") == 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("broken")]
+    assert all(
+        line.endswith("the file starts with 6e 6f 74 20 61 6e 20 69; replaced") for line in lines
+    )
+    # One epoch meets both; a replacement may hit the other one, which is told and counted too.
+    assert len({line.split(":")[0] for line in lines}) == 2
+    assert numbers(home)[-1]["data/broken"] == len(lines)
 
 
 def test_too_many_broken_samples_stop_the_run(home: Path) -> None:
