@@ -1,0 +1,1 @@
+"""Measurements behind the performance claims, one module per claim; see README.md beside this."""

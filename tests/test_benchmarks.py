@@ -1,0 +1,148 @@
+"""The benchmarks run, reduced to seconds and without the peer, and what they call exact is."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import loader, measure, text_tower
+from benchmarks.corpus import captions
+from benchmarks.measure import Result, Row, interleaved, load, median_row, paired_ratio, report
+from benchmarks.text_tower import CORPORA, draw_lengths
+from vlp.config import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+MODULES = {"loader": loader, "text_tower": text_tower, "measure": measure}
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmarks pin their process to a core and set threads; the other tests must not see it.
+
+    They run in this process because importing torch in another one takes longer than they do.
+    """
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    yield
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(threads)
+
+
+def rows(
+    module: str, folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> dict[str, Row]:
+    """The saved rows by name; the printed table must hold them as well."""
+    out = folder / f"{module}.json"
+    MODULES[module].main([*arguments, f"out={out}"])
+    printed = capsys.readouterr().out
+    found = {row.what: row for row in load(out).rows}
+    assert found
+    for what in found:
+        assert what in printed
+    return found
+
+
+def test_text_tower_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = "layers=2 width=64 batch=12 context_length=64 vocab_size=300 repetitions=2"
+    found = rows("text_tower", tmp_path, capsys, *settings.split(), "threads=1", "device=cpu")
+    for name in CORPORA:
+        what = f"{name}, B=12"
+        assert found[f"{what}: greatest difference of embeddings"].value < 1e-6
+        assert found[f"{what}: difference of gradients"].value < 1e-5
+        assert 0 < found[f"{what}: tokens that are no padding"].value < 1
+        assert found[f"{what}: padded to 64 (open_clip)"].ratio == 1
+        assert found[f"{what}: packed (ours)"].value > 0
+
+
+def test_loader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = f"samples=24 batch=12 repetitions=2 quality_samples=24 peer= work={tmp_path}"
+    found = rows("loader", tmp_path, capsys, *settings.split())
+    speed = found["original size: ours"]
+    assert 0 < speed.low <= speed.value <= speed.high
+    stages = [row for what, row in found.items() if what.startswith("our time: ")]
+    assert len(stages) == 5
+    assert min(row.value for row in stages) >= 0
+    assert sum(row.ratio for row in stages) == pytest.approx(1, abs=0.05)
+    pixels = "pixels of 24 generated figures against Pillow's"
+    assert found[f"{pixels}, mean"].value > 45
+    assert found[f"{pixels}, least"].value > 38
+
+
+def test_captions_have_real_lengths_and_symbols() -> None:
+    texts = captions(2000, 0)
+    assert texts == captions(2000, 0)
+    words = [len(text.split()) for text in texts]
+    assert 40 < sum(words) / len(words) < 60
+    assert 0.5 < sum(not text.isascii() for text in texts) / len(texts) < 0.65
+
+
+@pytest.mark.parametrize(("name", "mean"), [("ROCO", 27), ("PMC", 131)])
+def test_lengths_follow_the_fit(name: str, mean: float) -> None:
+    """131 is the mean of the lognormal with PMC's median and 95th percentile; its own is 126."""
+    lengths = np.array(draw_lengths(name, 4000, 100_000, np.random.default_rng(0)))
+    assert np.median(lengths) == pytest.approx(CORPORA[name].median, rel=0.02)
+    assert np.percentile(lengths, 95) == pytest.approx(CORPORA[name].p95, rel=0.02)
+    assert lengths.mean() == pytest.approx(mean, rel=0.03)
+
+
+def test_repetitions_are_interleaved() -> None:
+    calls: list[str] = []
+
+    def contender(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    found = interleaved({name: lambda name=name: contender(name) for name in "abc"}, 2)
+    assert calls == ["a", "b", "c", "b", "c", "a"]
+    assert found == {"a": [1, 6], "b": [2, 4], "c": [3, 5]}
+    # A machine twice as slow in one repetition changes no ratio.
+    assert paired_ratio([4, 8, 4], [2, 4, 2]) == 2
+    assert median_row("x", "ms", [3, 1, 2]) == Row("x", "ms", 2, 1, 3)
+
+
+def test_results_are_saved_and_shown_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Result("a name", {"fact": "one"}, (Row("what", "ms", 1234.5, 1000.0, 2e-5, 5.5),))
+    report([result], str(tmp_path / "deep" / "x.json"))
+    assert load(tmp_path / "deep" / "x.json") == result
+    printed = capsys.readouterr().out
+    for text in ("what", "5.50", "1,23", "2.0e-05", "fact: one"):
+        assert text in printed
+    (tmp_path / "bad.json").write_text('{"rows": 1}')
+    with pytest.raises(UserError, match=r"bad.json: not a saved benchmark result"):
+        load(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("loader", ["batch=3", "samples=10"], "batch=3 does not divide samples=10"),
+        ("text_tower", ["shards=x"], "shards and tokenizer belong together"),
+        ("measure", [], "name the JSON files"),
+    ],
+)
+def test_impossible_settings(module: str, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MODULES[module].main(arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_gpu_script_says_that_there_is_none() -> None:
+    done = subprocess.run(
+        ["bash", "benchmarks/gpu.sh", "run"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "there is no CUDA device on this machine" in done.stderr
