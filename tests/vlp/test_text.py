@@ -1,5 +1,6 @@
 """Packed tokens against the tokenizers of transformers and open_clip."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_packed_ids_equal_open_clip_padded_ids(tmp_path: Path) -> None:
     assert int(lengths.max()) == packed.max_length == 24  # the long one is cut, with its [SEP]
     assert packed.cu_seqlens.dtype == torch.int32
     assert packed.input_ids.dtype == torch.int64
+
+
+def test_symbols_of_captions_need_no_repair() -> None:
+    """What `clean` spares ftfy: all neighbourhoods of three, since mojibake is two or more."""
+    for symbols in itertools.product("°±µ·×–—−≤≥αβγδμ’ a5.<", repeat=3):
+        text = "".join(symbols)
+        assert clean(text) == _clean_whitespace(text), text
 
 
 @given(st.text(max_size=80))

@@ -85,8 +85,8 @@ class ShardFolder:
             return str(record["caption"] if "caption" in record else record["text"]).encode()
         return text
 
-    def _path(self, index: int) -> Path:
-        return self.folder / self.shards[self.shard_of[index]]
+    def _path(self, index: int) -> str:
+        return f"{self.folder}/{self.shards[self.shard_of[index]]}"
 
 
 def open_shards(folder: str | Path, split: str, verify: Verify = "size") -> ShardFolder:
@@ -189,14 +189,14 @@ def _check_shard(path: Path, entry: dict[str, Any], verify: Verify) -> None:
 # Descriptors are opened once per process and shared by its samples; pread carries its own offset,
 # so that forked workers may share one too. 512 stays under the usual limit of 1,024.
 @functools.lru_cache(maxsize=512)
-def _descriptor(path: Path) -> "_File":
+def _descriptor(path: str) -> "_File":
     return _File(path)
 
 
 class _File:
     """An open file that closes when the cache drops it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         try:
             self.fd = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -207,7 +207,7 @@ class _File:
             os.close(self.fd)
 
 
-def _pread(path: Path, offset: int, size: int) -> bytes:
+def _pread(path: str, offset: int, size: int) -> bytes:
     data = os.pread(_descriptor(path).fd, size, offset)
     if len(data) != size:
         raise UserError(f"{path}: ends inside the member at byte {offset}; copy or write it again")
