@@ -74,6 +74,8 @@ class Sample:
     licence: str
     record: dict[str, Any]
     """Provenance for `<key>.json`; fields that are None or empty are left out of the file."""
+    phash: int | None = None
+    """Perceptual hash of the stored pixels, 64 bits; None where it was not computed."""
 
 
 class Reject(NamedTuple):
@@ -159,7 +161,7 @@ class ShardWriter:
                 "caption_length": len(sample.caption),
                 "article": sample.article,
                 "licence": sample.licence,
-                "phash": None,
+                "phash": sample.phash,
             }
         )
 
