@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +33,7 @@ from data_prep.shards import (
     ShardEntry,
     ShardWriter,
     index_table,
+    reject_tables,
     write_json,
     write_manifest,
     write_table,
@@ -42,12 +43,13 @@ from vlp.config import UserError, to_dict
 BUILD = 1
 """Raise it when a change of the code changes what shards hold: finished units are then redone."""
 
-_NOT_PROVENANCE = ("out", "workers")  # they decide where and how fast, not what
-
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """What all stages that make shards have in common."""
+
+    NOT_PROVENANCE: ClassVar[frozenset[str]] = frozenset({"out", "workers"})
+    """Keys that decide where and how fast, not what the shards hold; stages add theirs."""
 
     out: str
     """Folder for the shards; a run that was killed continues in it."""
@@ -142,7 +144,9 @@ def fingerprint(*parts: Any) -> str:
 
 def provenance(config: BuildConfig) -> dict[str, Any]:
     """The settings that decide what the shards hold."""
-    return {key: value for key, value in to_dict(config).items() if key not in _NOT_PROVENANCE}
+    return {
+        key: value for key, value in to_dict(config).items() if key not in config.NOT_PROVENANCE
+    }
 
 
 def make_units(
@@ -275,7 +279,7 @@ def _finish(out: Path, plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
             shards.append(ShardEntry(**sidecar["shard"]))
     write_table(out / INDEX, INDEX_SCHEMA, _unit_tables(out, units))
     return write_manifest(
-        out, shards, rejects, stage=plan.stage, config=settings, inputs=plan.inputs
+        out, shards, reject_tables(rejects), stage=plan.stage, config=settings, inputs=plan.inputs
     )
 
 

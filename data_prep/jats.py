@@ -18,6 +18,7 @@ from data_prep.licences import licence_name
 Element = etree._Element
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
+_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 # Not part of what a reader sees in running text. MathML stays, its TeX twin does not.
 _SKIPPED = {"tex-math", "annotation", "permissions", "object-id", "graphic", "inline-graphic"}
 _SKIPPED |= {"media", "alt-text", "long-desc", "fig", "fig-group", "table-wrap"}
@@ -74,6 +75,8 @@ class Metadata:
     """ISO date, as much of it as is known."""
     citation: str = ""
     article_type: str = ""
+    language: str = ""
+    """Of the article: a code such as `en`; JATS makes it `en` where the file says nothing."""
     keywords: tuple[str, ...] = field(default=())
     licence: str = ""
 
@@ -318,6 +321,7 @@ def read_metadata(root: Element) -> Metadata:
         date=date,
         citation=_citation(meta, title, journal, date),
         article_type=root.get("article-type") or "",
+        language=root.get(_LANG) or "en",
         keywords=tuple(filter(None, (text_of(kwd) for kwd in _descendants(meta, "kwd")))),
         licence=licence_name(
             # NLM 2.x names the licence in the copyright statement.
