@@ -1,11 +1,10 @@
 """What `pmc` and `jats` share: from one article's files to samples and rejects."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from data_prep.archives import ArchiveError
 from data_prep.build import BuildConfig, Unit, hash_fraction, make_units, split_of
@@ -13,6 +12,7 @@ from data_prep.captions import CaptionRejected, clean_caption
 from data_prep.images import ImageRejected, prepare_image
 from data_prep.jats import Article, Figure, JatsError, parse_article
 from data_prep.licences import Use, allows, licence_name
+from data_prep.metadata import BadRecord, is_true, read_record
 from data_prep.shards import SPLITS, Reject, Sample, unique_keys
 from data_prep.sources import FileProblem, Files, FolderFiles, PackageFiles, find_file, format_rank
 
@@ -54,8 +54,28 @@ class ArticleItem:
     """Hash of names, sizes and times of its files."""
 
 
-class BadRecord(Exception):
-    """The article's JSON is unusable; the message is the reason that rejects.parquet records."""
+class Item(Protocol):
+    """What `figure_results` needs to know of an article."""
+
+    @property
+    def key(self) -> str:
+        """Beginning of its samples' keys."""
+        ...
+
+    @property
+    def article(self) -> str:
+        """Its identifier."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """What its split depends on."""
+        ...
+
+    @property
+    def xml(self) -> str:
+        """The JATS file, relative to the source."""
+        ...
 
 
 class NamedInErrors:
@@ -95,7 +115,7 @@ def produce(root: Path, config: ArticleConfig, unit: Unit) -> Iterator[Sample | 
 def article_results(
     config: ArticleConfig, root: Path, item: ArticleItem
 ) -> Iterator[Sample | Reject]:
-    """One sample or one reject for every picture of every figure; one reject for a bad article."""
+    """The results of one article in a folder or package; one reject for a bad article."""
     name = PurePosixPath(item.xml).name
     try:
         files = open_files(root, item)
@@ -104,15 +124,36 @@ def article_results(
     except (ArchiveError, FileProblem, JatsError, BadRecord) as error:
         yield Reject(item.article, "", item.xml, "article", str(error))
         return
-    if _is_true(record.get("is_retracted")):
+    if is_true(record.get("is_retracted")):
         yield Reject(item.article, "", item.xml, "article", "article retracted")
         return
+    yield from figure_results(config, item, files, article, record)
+
+
+def figure_results(
+    config: ArticleConfig, item: Item, files: Files, article: Article, record: dict[str, Any]
+) -> Iterator[Sample | Reject]:
+    """One sample or one reject for every picture of every figure."""
     keys = iter(unique_keys([(item.key, name) for name in _picture_names(article)]))
     about = _about(article, record)
     for figure in article.figures:
         for number, hrefs in enumerate(figure.graphics or ((),)):
             key = next(keys)
             yield _picture(config, item, files, figure, hrefs, key, about | {"graphic": number + 1})
+
+
+def wanted_files(
+    config: ArticleConfig, article: Article, record: dict[str, Any], names: Sequence[str]
+) -> list[str]:
+    """Those of `names` that `figure_results` will read: what to fetch of an article far away."""
+    of_article = _licence(article.metadata.licence, record)
+    wanted = {}
+    for figure in article.figures:
+        licence = of_article if figure.licence is None else figure.licence
+        if allows(licence, config.license):
+            for hrefs in figure.graphics:
+                wanted.update(dict.fromkeys(_best_file(hrefs, names)))
+    return list(wanted)
 
 
 def open_files(root: Path, item: ArticleItem) -> Files:
@@ -127,18 +168,10 @@ def bucket_record(files: Files, xml: str) -> dict[str, Any]:
     """PMC's JSON beside the XML (`PMC<n>.<v>.json`); empty where there is none.
 
     Raises:
-        BadRecord: it is there, but is no JSON object: whether the article was retracted is unknown.
+        BadRecord: see `read_record`.
     """
     name = PurePosixPath(xml).with_suffix(".json").name
-    if name not in files.names():
-        return {}
-    try:
-        record = json.loads(files.read(name).decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise BadRecord("metadata JSON not readable")
-    return record
+    return read_record(files.read(name)) if name in files.names() else {}
 
 
 def _picture_names(article: Article) -> Iterator[str]:
@@ -178,7 +211,7 @@ def _licence(of_article: str, record: dict[str, Any]) -> str:
 
 def _picture(
     config: ArticleConfig,
-    item: ArticleItem,
+    item: Item,
     files: Files,
     figure: Figure,
     hrefs: tuple[str, ...],
@@ -192,9 +225,7 @@ def _picture(
         return Reject(*where, "figure", "no graphic")
     if not allows(licence, config.license):
         return Reject(*where, "licence", f"licence {licence or 'unknown'}")
-    found = sorted(
-        filter(None, (find_file(href, files.names()) for href in hrefs)), key=format_rank
-    )
+    found = _best_file(hrefs, files.names())
     if not found:
         return Reject(*where, "figure", "image file missing")
     try:
@@ -228,6 +259,7 @@ def _picture(
     )
 
 
-def _is_true(value: Any) -> bool:
-    """PMC's flags are found as booleans and as "yes", "true", "1"."""
-    return str(value).strip().lower() in ("true", "yes", "y", "1")
+def _best_file(hrefs: tuple[str, ...], names: Sequence[str]) -> list[str]:
+    """The one file of the best format among a picture's alternatives, if any of them is there."""
+    found = filter(None, (find_file(href, names) for href in hrefs))
+    return sorted(found, key=format_rank)[:1]

@@ -28,6 +28,10 @@ class FileProblem(Exception):
     """A file cannot be read; the message is the reason that rejects.parquet records."""
 
 
+class FileMissing(FileProblem):
+    """There is no such file."""
+
+
 class Files(Protocol):
     """The files around one article."""
 
