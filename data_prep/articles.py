@@ -52,6 +52,8 @@ class ArticleItem:
     """The archive that holds it, relative to the source; empty for files in a folder."""
     state: str
     """Hash of names, sizes and times of its files."""
+    number: int = 0
+    """Its place among the articles of the JATS file."""
 
 
 class Item(Protocol):
@@ -119,7 +121,7 @@ def article_results(
     name = PurePosixPath(item.xml).name
     try:
         files = open_files(root, item)
-        article = parse_article(files.read(name))
+        article = parse_article(files.read(name), item.number)
         record = bucket_record(files, name)
     except (ArchiveError, FileProblem, JatsError, BadRecord) as error:
         yield Reject(item.article, "", item.xml, "article", str(error))
@@ -193,9 +195,11 @@ def _about(article: Article, record: dict[str, Any]) -> dict[str, Any]:
         "doi": str(known.get("doi", meta.doi)),
         "pmid": str(known.get("pmid", meta.pmid)),
         "pmcid": str(known.get("pmcid", meta.pmcid)),
+        "version": known.get("version", meta.version),
         "citation": str(known.get("citation", meta.citation)),
         "article_type": meta.article_type,
         "keywords": list(meta.keywords),
+        "mesh": list(meta.mesh),
         "recovered": article.recovered or None,
         "licence": _licence(meta.licence, record),
     }
@@ -254,6 +258,8 @@ def _picture(
             "group_caption": figure.group_caption,
             "sections": list(filter(None, figure.sections)),
             "sub_article": figure.sub_article,
+            "language": figure.language,
+            "attribution": figure.attribution,
             "mentions": list(figure.mentions),
         },
     )

@@ -1,36 +1,47 @@
-"""JATS articles (and their NLM 2.x ancestors): metadata and every figure with its caption.
+"""JATS articles (and their NLM 2.x ancestors): metadata, every figure, its caption and mentions.
 
-The reader is strict first and never loads a DTD, follows a link or expands entities beyond
-libxml2's own bound: article files come from the network. Tags are compared by local name, since
-JATS is found with and without a namespace.
+markup.py reads the file, running_text.py turns elements into text, front_matter.py reads the
+metadata; here is where figures are found and put together.
 """
 
-import html.entities
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from lxml import etree
 
+from data_prep.front_matter import (
+    Metadata,
+    article_meta,
+    language_of,
+    licence_texts,
+    read_ids,
+    read_metadata,
+)
 from data_prep.licences import licence_name
+from data_prep.markup import (
+    Element,
+    ancestor,
+    children,
+    descendants,
+    local_name,
+    parse_xml,
+    parser_options,
+)
+from data_prep.mentions import Cited, find_mentions, mention_texts
+from data_prep.running_text import joined
 
-Element = etree._Element
-
-_HREF = "{http://www.w3.org/1999/xlink}href"
-_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
-# Not part of what a reader sees in running text. MathML stays, its TeX twin does not.
-_SKIPPED = {"tex-math", "annotation", "permissions", "object-id", "graphic", "inline-graphic"}
-_SKIPPED |= {"media", "alt-text", "long-desc", "fig", "fig-group", "table-wrap"}
-# Elements that end a word: without the space "Title.First sentence" would be glued.
-_BLOCKS = {"p", "title", "list", "list-item", "def-item", "def", "disp-formula", "sec", "label"}
-_BLOCKS |= {"break", "caption", "supplementary-material", "table", "tr", "td", "th"}
+_HREF = ("{http://www.w3.org/1999/xlink}href", "xlink:href", "href")
+"""The latter two occur where the namespace was not declared."""
+_NOT_PICTURES = {"fig", "fig-group", "caption", "label", "permissions", "attrib", "alt-text"}
+_NOT_PICTURES |= {"supplementary-material", "disp-formula"}
 _THUMBNAIL = re.compile(r"thumb", re.I)
-_RANGE = re.compile(r"\s*(?:[-\u2010-\u2015\u2212]|to|through)\s*")
-_MAX_MENTIONS = 20
-_MAX_RANGE = 50
-_ENTITY = re.compile(rb"&([A-Za-z][A-Za-z0-9]*);")
-_XML_ENTITIES = {b"amp", b"lt", b"gt", b"quot", b"apos"}
+_BORROWED = re.compile(
+    r"\b(?:reprinted|reproduced|republished|used|adapted|modified|taken)\b[^.]{0,200}?"
+    r"\b(?:with|by)\s+(?:the\s+)?(?:kind\s+|written\s+|express\s+)?permission\b",
+    re.I,
+)
+_CHUNK = 1 << 14
 
 
 class JatsError(Exception):
@@ -58,27 +69,13 @@ class Figure:
     """Titles of the sections around the figure, outermost first."""
     sub_article: str
     """Type of the sub-article (translation, reply...) that holds the figure, else empty."""
+    language: str
+    """Language code of the article or sub-article that holds the figure, as it is given there."""
+    attribution: str
+    """The figure's own credit line."""
     licence: str | None
-    """The figure's own licence, empty for a copyright notice of its own; None: the article's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What the front matter says; unknown fields are empty."""
-
-    pmcid: str = ""
-    doi: str = ""
-    pmid: str = ""
-    title: str = ""
-    journal: str = ""
-    date: str = ""
-    """ISO date, as much of it as is known."""
-    citation: str = ""
-    article_type: str = ""
-    language: str = ""
-    """Of the article: a code such as `en`; JATS makes it `en` where the file says nothing."""
-    keywords: tuple[str, ...] = field(default=())
-    licence: str = ""
+    """The figure's own licence; empty where it has a copyright notice of its own, or is reprinted
+    by permission; None: the article's."""
 
 
 @dataclass(frozen=True)
@@ -91,156 +88,124 @@ class Article:
     """The XML was broken, and libxml2 mended it: text may be missing."""
 
 
-def parse_article(data: bytes) -> Article:
-    """All figures and the metadata of one JATS file.
+def parse_article(data: bytes, number: int = 0) -> Article:
+    """All figures and the metadata of article `number` (from 0) of one JATS file.
 
     Raises:
-        JatsError: not XML at all, no article in it, or more than one.
+        JatsError: not XML at all, or no such article in it.
     """
-    root, recovered = read_xml(data)
+    articles, recovered = _articles(data)
+    if number >= len(articles):
+        raise JatsError(f"article {number + 1} of the file is missing")
+    root = articles[number]
     return Article(read_metadata(root), tuple(_figures(root)), recovered)
 
 
-def read_xml(data: bytes) -> tuple[Element, bool]:
-    """The `<article>` element, and whether the parser had to mend the file.
+def identify(data: bytes) -> list[Metadata]:
+    """The articles in a file, in order, with their identifiers only.
+
+    A file that begins with an article is read no further than its front matter, so it may turn out
+    to be broken when `parse_article` reads it whole.
 
     Raises:
         JatsError: see `parse_article`.
     """
-    root, recovered = _parse(data)
+    try:
+        meta = _first_article_meta(data)
+    except etree.XMLSyntaxError:
+        meta = None  # parse_xml() has means to read it all the same
+    if meta is not None:
+        return [read_ids(meta)]
+    return [read_ids(article_meta(article)) for article in _articles(data)[0]]
+
+
+def _articles(data: bytes) -> tuple[list[Element], bool]:
+    """The outermost `<article>` elements, and whether the parser had to mend the file."""
+    root, recovered = parse_xml(data)
     if root is None:
         raise JatsError("XML not readable")
-    if _tag(root) == "article":
-        return root, recovered
-    articles = [child for child in root if _tag(child) == "article"]
+    if local_name(root) == "article":
+        return [root], recovered
+    articles = [a for a in descendants(root, "article") if ancestor(a, "article") is None]
     if not articles:
-        raise NotAnArticle(f"XML of another kind: <{_tag(root)}>")
-    if len(articles) > 1:
-        raise JatsError(f"{len(articles)} articles in one file: split it")
-    return articles[0], recovered
+        raise NotAnArticle(f"XML of another kind: <{local_name(root)}>")
+    return articles, recovered
 
 
-def _parse(data: bytes) -> tuple[Element | None, bool]:
-    """Strictly; then with HTML's entity names replaced; then with libxml2's repair."""
-    try:
-        root = etree.fromstring(data, _parser())
-        if not any(True for _ in root.iter(etree.Entity)):
-            return root, False
-    except etree.XMLSyntaxError:
-        pass  # the next attempts are for such files
-    named = _ENTITY.sub(_character_reference, data)
-    try:
-        return etree.fromstring(named, _parser()), False
-    except etree.XMLSyntaxError:
-        pass
-    try:
-        return etree.fromstring(named, _parser(recover=True)), True
-    except etree.XMLSyntaxError:
-        return None, True
+def _first_article_meta(data: bytes) -> Element | None:
+    """The article's `<article-meta>`; None where that takes a look at the whole file.
+
+    Raises:
+        etree.XMLSyntaxError: the file is broken before it.
+    """
+    parser = etree.XMLPullParser(("end",), tag="{*}article-meta", **parser_options())
+    for start in range(0, len(data), _CHUNK):
+        parser.feed(data[start : start + _CHUNK])
+        for _, meta in parser.read_events():
+            names = [local_name(above) for above in meta.iterancestors()]
+            # Undefined entities take parse_xml's second attempt.
+            plain = next(meta.iter(etree.Entity), None) is None
+            return meta if names == ["front", "article"] and plain else None
+    return None
 
 
-def _parser(recover: bool = False) -> etree.XMLParser:
-    options: dict[str, Any] = {
-        "load_dtd": False,
-        "no_network": True,
-        "resolve_entities": "internal",  # never from files; libxml2 bounds their expansion
-        "huge_tree": False,
-        "remove_comments": True,
-        "remove_pis": True,
-        "recover": recover,
-    }
-    return etree.XMLParser(**options)
-
-
-def _character_reference(match: re.Match[bytes]) -> bytes:
-    """`&micro;` as `&#181;`: NLM's DTD, which is not loaded, defines HTML's names and more."""
-    text = html.entities.html5.get(match[1].decode("ascii") + ";")
-    if text is None or match[1] in _XML_ENTITIES:
-        return match[0]
-    return b"".join(b"&#%d;" % ord(character) for character in text)
-
-
-def _tag(element: Element) -> str:
-    """Local name; empty for comments, processing instructions and unresolved entities."""
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
-
-
-def _children(element: Element, name: str) -> list[Element]:
-    return [child for child in element if _tag(child) == name]
-
-
-def _descendants(element: Element, name: str) -> Iterator[Element]:
-    return element.iter("{*}" + name)
-
-
-def text_of(element: Element | None) -> str:
-    """The text that a reader sees, on one line."""
-    parts: list[str] = []
-    if element is not None:
-        _collect(element, parts)
-    return " ".join("".join(parts).split())
-
-
-def _collect(element: Element, parts: list[str]) -> None:
-    # libxml2 refuses more than 256 levels, so the recursion is bounded.
-    block = _tag(element) in _BLOCKS
-    if block:
-        parts.append(" ")
-    parts.append(element.text or "")
-    for child in element:
-        if _tag(child) and _tag(child) not in _SKIPPED:
-            _collect(child, parts)
-        parts.append(child.tail or "")
-    if block:
-        parts.append(" ")
-
-
-def _figures(root: Element) -> Iterator[Figure]:
-    figures = list(_descendants(root, "fig"))
-    mentions = _mentions(root, [figure.get("id") or "" for figure in figures])
-    for figure in figures:
-        group = next((a for a in figure.iterancestors() if _tag(a) == "fig-group"), None)
-        yield Figure(
-            id=figure.get("id") or "",
-            label=_joined(figure, "label"),
-            caption=_joined(figure, "caption"),
-            group_label=_joined(group, "label"),
-            group_caption=_joined(group, "caption"),
-            graphics=tuple(_graphics(figure)),
-            mentions=tuple(mentions.get(figure.get("id") or "", ())),
-            sections=tuple(reversed([_joined(a, "title") for a in _ancestors(figure, "sec")])),
-            sub_article=next(
-                (
-                    a.get("article-type") or a.get("response-type") or _tag(a)
-                    for a in _ancestors(figure, "sub-article", "response")
-                ),
-                "",
-            ),
-            licence=_own_licence(figure),
+def _figures(article: Element) -> list[Figure]:
+    elements: list[Element] = []
+    xrefs: list[Element] = []
+    for element in descendants(article, "fig", "xref"):
+        (elements if local_name(element) == "fig" else xrefs).append(element)
+    if not elements:
+        return []
+    labels = [joined(element, "label") for element in elements]
+    groups = [ancestor(element, "fig-group") for element in elements]
+    owners = [ancestor(element, "sub-article", "response") for element in elements]
+    cited = [
+        Cited(element.get("id", ""), "" if group is None else group.get("id", ""), label, owner)
+        for element, group, label, owner in zip(elements, groups, labels, owners, strict=True)
+    ]
+    paragraphs = find_mentions(cited, xrefs)
+    mentions = mention_texts(paragraphs)
+    return [
+        Figure(
+            id=cited[n].id,
+            label=labels[n],
+            caption=(caption := joined(element, "caption")),
+            group_label=joined(groups[n], "label"),
+            group_caption=joined(groups[n], "caption"),
+            graphics=tuple(_graphics(element)),
+            mentions=mentions[n],
+            sections=_sections(element) or _sections(next(iter(paragraphs[n]), None)),
+            sub_article="" if (owner := owners[n]) is None else _kind(owner),
+            language=language_of(article if owner is None else owner) or language_of(article),
+            attribution=(attribution := joined(element, "attrib")),
+            licence=_own_licence(element, groups[n], f"{caption} {attribution}"),
         )
+        for n, element in enumerate(elements)
+    ]
 
 
-def _ancestors(element: Element, *names: str) -> list[Element]:
-    return [ancestor for ancestor in element.iterancestors() if _tag(ancestor) in names]
-
-
-def _joined(element: Element | None, name: str) -> str:
-    """The text of the children called `name`."""
+def _sections(element: Element | None) -> tuple[str, ...]:
+    """Titles of the sections around an element, outermost first."""
     if element is None:
-        return ""
-    return " ".join(filter(None, (text_of(child) for child in _children(element, name))))
+        return ()
+    return tuple(joined(sec, "title") for sec in reversed([*element.iterancestors("{*}sec")]))
+
+
+def _kind(sub_article: Element) -> str:
+    kind = sub_article.get("article-type") or sub_article.get("response-type")
+    return kind or local_name(sub_article)
 
 
 def _graphics(element: Element) -> Iterator[tuple[str, ...]]:
     """Pictures of a figure: `<alternatives>` is one picture, each other `<graphic>` is one more."""
     for child in element:
-        name = _tag(child)
+        name = local_name(child)
+        if name in _NOT_PICTURES:
+            continue
         if name == "alternatives":
-            hrefs = _hrefs(_children(child, "graphic"))
+            hrefs = _hrefs(children(child, "graphic"))
         elif name == "graphic":
             hrefs = _hrefs([child])
-        elif name in ("fig", "caption", "label", "permissions", "supplementary-material"):
-            continue
         else:
             yield from _graphics(child)
             continue
@@ -248,119 +213,23 @@ def _graphics(element: Element) -> Iterator[tuple[str, ...]]:
             yield hrefs
 
 
-def _hrefs(graphics: list[Element]) -> tuple[str, ...]:
+def _hrefs(graphics: Iterable[Element]) -> tuple[str, ...]:
     hrefs = []
     for graphic in graphics:
         kind = f"{graphic.get('content-type')} {graphic.get('specific-use')}"
-        href = (graphic.get(_HREF) or "").strip()
+        href = next(filter(None, (graphic.get(name) for name in _HREF)), "").strip()
         if href and not _THUMBNAIL.search(kind):
             hrefs.append(href)
     return tuple(hrefs)
 
 
-def _mentions(root: Element, ids: list[str]) -> dict[str, list[str]]:
-    """For each figure id the paragraphs that cite it; "Figs 2-4" cites figure 3 as well."""
-    position = {name: number for number, name in enumerate(ids) if name}
-    cited: dict[str, dict[Element, None]] = {}
-    for xref in _descendants(root, "xref"):
-        names = [name for name in (xref.get("rid") or "").split() if name in position]
-        paragraph = next(iter(_ancestors(xref, "p")), None)
-        if not names or paragraph is None or _ancestors(xref, "caption"):
-            continue
-        last = position[names[-1]]
-        following = xref.getnext()
-        if following is not None and _RANGE.fullmatch(xref.tail or ""):
-            end = position.get((following.get("rid") or "").partition(" ")[0], last)
-            if last < end <= last + _MAX_RANGE:
-                names += ids[last + 1 : end]
-        for name in names:
-            cited.setdefault(name, {})[paragraph] = None
-    texts: dict[Element, str] = {}
-    mentions = {}
-    for name, paragraphs in cited.items():
-        first = list(paragraphs)[:_MAX_MENTIONS]
-        for paragraph in first:
-            if paragraph not in texts:
-                texts[paragraph] = text_of(paragraph)
-        mentions[name] = [texts[paragraph] for paragraph in first]
-    return mentions
-
-
-def _own_licence(figure: Element) -> str | None:
-    permissions = [*_children(figure, "permissions"), *_children(figure, "copyright-statement")]
-    permissions += [p for c in _children(figure, "caption") for p in _children(c, "permissions")]
-    return licence_name(_licence_texts(permissions)) if permissions else None
-
-
-def _licence_texts(elements: list[Element]) -> list[str]:
-    """Everything in these elements that may name a licence: attributes, links, paragraphs."""
-    texts = []
-    for element in elements:
-        for part in element.iter(etree.Element):
-            texts += [str(value) for value in part.attrib.values()]
-        texts.append("".join(str(text) for text in element.itertext()))
-    return texts
-
-
-def read_metadata(root: Element) -> Metadata:
-    """The front matter of an `<article>`; of the article itself, not of its sub-articles."""
-    front = next(iter(_children(root, "front")), root)
-    journal_meta = next(_descendants(front, "journal-meta"), None)
-    meta = next(_descendants(front, "article-meta"), front)
-    ids = {a.get("pub-id-type", ""): text_of(a) for a in reversed(_children(meta, "article-id"))}
-    pmc = ids.get("pmcid") or ids.get("pmc") or ids.get("pmcaid") or ""
-    title = next((text_of(t) for t in _descendants(meta, "article-title")), "")
-    journal = _first_text(journal_meta, "journal-title", "abbrev-journal-title", "journal-id")
-    date = _date(meta)
-    return Metadata(
-        pmcid=f"PMC{pmc.upper().removeprefix('PMC')}" if pmc else "",
-        doi=ids.get("doi", ""),
-        pmid=ids.get("pmid", ""),
-        title=title,
-        journal=journal,
-        date=date,
-        citation=_citation(meta, title, journal, date),
-        article_type=root.get("article-type") or "",
-        language=root.get(_LANG) or "en",
-        keywords=tuple(filter(None, (text_of(kwd) for kwd in _descendants(meta, "kwd")))),
-        licence=licence_name(
-            # NLM 2.x names the licence in the copyright statement.
-            _licence_texts([*meta.iter("{*}license", "{*}copyright-statement")])
-        ),
-    )
-
-
-def _first_text(element: Element | None, *names: str) -> str:
-    if element is None:
-        return ""
-    texts = (text_of(found) for name in names for found in _descendants(element, name))
-    return next(filter(None, texts), "")
-
-
-def _date(meta: Element) -> str:
-    """The earliest full publication date; else the earliest year that is given."""
-    dates = []
-    for found in _children(meta, "pub-date"):
-        year, month, day = (_joined(found, part) for part in ("year", "month", "day"))
-        parts = [year.zfill(4)] if year.isdecimal() else []
-        if parts and month.isdecimal():
-            parts += [month.zfill(2)] + ([day.zfill(2)] if day.isdecimal() else [])
-        if parts:
-            dates.append("-".join(parts))
-    return min(dates, key=lambda date: (-len(date), date), default="")
-
-
-def _citation(meta: Element, title: str, journal: str, date: str) -> str:
-    """Authors, title, journal, year, volume and pages, as an attribution needs them."""
-    names = []
-    for group in _children(meta, "contrib-group"):
-        for contributor in _children(group, "contrib"):
-            if contributor.get("contrib-type") in (None, "author"):
-                surname, given = (_first_text(contributor, n) for n in ("surname", "given-names"))
-                name = f"{surname} {given}".strip() or _first_text(contributor, "collab")
-                names += [name] if name else []
-    authors = ", ".join(names[:6]) + (" et al" if len(names) > 6 else "")
-    volume, page = _joined(meta, "volume"), _joined(meta, "fpage") or _joined(meta, "elocation-id")
-    where = date[:4] + (f";{volume}" if volume else "") + (f":{page}" if page else "")
-    parts = filter(None, (authors, title, journal, where))
-    return " ".join(part.rstrip(".") + "." for part in parts)
+def _own_licence(figure: Element, group: Element | None, text: str) -> str | None:
+    """See `Figure.licence`; `text` is caption and credit line."""
+    notices = [*descendants(figure, "permissions", "copyright-statement")]
+    if group is not None:
+        notices += children(group, "permissions", "copyright-statement")
+    if notices:
+        return licence_name([*licence_texts(notices), text])
+    if "ermission" in text and _BORROWED.search(text):
+        return licence_name([text])
+    return None

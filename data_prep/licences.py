@@ -1,7 +1,9 @@
 """Licences of articles and figures: one short name each, and what it allows.
 
 Names are those of Creative Commons ("CC BY 4.0", "CC BY-NC-ND", "CC0 1.0"); the version is left out
-where the article does not say it. The empty name means that no licence is known.
+where the article does not say it. "BMC verbatim" is what BioMed Central's articles had until 2004:
+copies in all media, for any purpose, with the notice kept, but verbatim; it is treated like CC
+BY-ND. The empty name means that no licence is known.
 """
 
 import re
@@ -10,13 +12,19 @@ from typing import Literal
 
 Use = Literal["commercial", "noncommercial", "any"]
 
-_KINDS = ("CC0", "PDM", "CC BY", "CC BY-SA", "CC BY-ND", "CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
+_FREE = ("CC0", "PDM", "CC BY", "CC BY-SA", "CC BY-ND", "BMC verbatim")
+_KINDS = (*_FREE, "CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
 """From the freest to the strictest."""
 
 _URL = re.compile(r"creativecommons\.org/licenses?/(by(?:-nc)?(?:-nd|-sa)?)\b/?(\d\.\d)?", re.I)
 _PUBLIC_DOMAIN = re.compile(r"creativecommons\.org/publicdomain/(zero|mark)/?(\d\.\d)?", re.I)
 _CODE = re.compile(r"\bCC[ -]?(BY(?:-NC)?(?:-ND|-SA)?)\b[ -]?(\d\.\d)?", re.I)
 _WORDS = re.compile(r"creative commons.{0,20}?\battribution(.{0,150})", re.I | re.S)
+_VERBATIM = re.compile(
+    r"verbatim\s+copying\s+and\s+redistribution\s+of\s+this\s+article\s+(?:are|is)\s+permitted\s+in"
+    r"\s+all\s+media\s+for\s+any\s+purpose",
+    re.I,
+)
 
 
 def licence_name(texts: Iterable[str]) -> str:
@@ -26,7 +34,7 @@ def licence_name(texts: Iterable[str]) -> str:
     say of a licence that their link tells to be non-commercial.
     """
     texts = [text for text in texts if text]
-    for patterns in ((_url_names), (_code_names), (_word_names)):
+    for patterns in (_url_names, _code_names, _word_names, _publisher_names):
         names = {name for text in texts for name in patterns(text)}
         if names:
             return max(names, key=lambda name: (_rank(name), name))
@@ -42,7 +50,7 @@ def allows(licence: str, use: Use) -> bool:
     if use == "any":
         return True
     rank = _rank(licence)
-    return rank >= 0 and (use == "noncommercial" or rank < _KINDS.index("CC BY-NC"))
+    return rank >= 0 and (use == "noncommercial" or rank < len(_FREE))
 
 
 def _rank(licence: str) -> int:
@@ -73,6 +81,10 @@ def _word_names(text: str) -> list[str]:
         version = re.search(r"\b(\d\.\d)\b", more)
         names.append(_with_version(name, version[1] if version else None))
     return names
+
+
+def _publisher_names(text: str) -> list[str]:
+    return ["BMC verbatim"] if _VERBATIM.search(text) else []
 
 
 def _with_version(name: str, version: str | None) -> str:

@@ -1,4 +1,7 @@
-"""JATS articles as publishers and archives hand them out: folders, zips, tars, MECA packages."""
+"""JATS articles as publishers and archives hand them out: folders, zips, tars, MECA packages.
+
+Planning reads each file no further than its front matter, for the identifiers.
+"""
 
 import shutil
 from dataclasses import dataclass
@@ -8,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from data_prep.archives import ArchiveError, archive_members, is_archive, unpack
 from data_prep.articles import ArticleConfig, ArticleItem, plan_articles, produce
 from data_prep.build import Plan, build
-from data_prep.jats import JatsError, Metadata, NotAnArticle, read_metadata, read_xml
+from data_prep.front_matter import Metadata
+from data_prep.jats import JatsError, NotAnArticle, identify
 from data_prep.runners import core_count, map_unordered
 from data_prep.shards import Reject, unique_keys
 from data_prep.sources import (
@@ -45,6 +49,7 @@ class Found:
     article: str
     group: str
     xml: str
+    number: int
     package: str
     state: str
 
@@ -67,7 +72,7 @@ def run(config: JatsConfig) -> None:
     articles, duplicates = _without_duplicates(found)
     keys = unique_keys([(article.article,) for article in articles])
     items = [
-        ArticleItem(key, a.article, a.group, a.xml, a.package, a.state)
+        ArticleItem(key, a.article, a.group, a.xml, a.package, a.state, a.number)
         for key, a in zip(keys, articles, strict=True)
     ]
     plan = Plan(
@@ -92,7 +97,7 @@ def find_articles(root: Path, workers: int) -> tuple[list[Found], list[Reject]]:
         for part in map_unordered(partial(_identify_all, root), chunks, workers)
         for result in part
     ]
-    found = sorted((r for r in results if isinstance(r, Found)), key=lambda f: f.xml)
+    found = sorted((r for r in results if isinstance(r, Found)), key=lambda f: (f.xml, f.number))
     return found, sorted(r for r in results if isinstance(r, Reject))
 
 
@@ -120,7 +125,7 @@ def _identify_all(root: Path, paths: list[str]) -> list[Found | Reject]:
 
 
 def _identify(root: Path, path: str) -> list[Found | Reject]:
-    """The articles in one file: an XML file holds one or none, a package any number."""
+    """The articles in one file, an XML file or a package."""
     if not is_archive(path):
         size = (root / path).stat().st_size
         if size > MAX_FILE:
@@ -142,13 +147,17 @@ def _identify(root: Path, path: str) -> list[Found | Reject]:
 
 def _identify_xml(data: bytes, path: str, package: str, state: str) -> list[Found | Reject]:
     try:
-        root, _ = read_xml(data)
+        articles = identify(data)
     except NotAnArticle:
         return []  # manifests and the like
     except JatsError as error:
         return [Reject("", "", path, "plan", str(error))]
-    article = identifier(read_metadata(root)) or PurePosixPath(path).with_suffix("").as_posix()
-    return [Found(article, article.lower(), path, package, state)]
+    found: list[Found | Reject] = []
+    for number, metadata in enumerate(articles):
+        stem = PurePosixPath(path).with_suffix("").as_posix()
+        article = identifier(metadata) or (f"{stem}-{number + 1}" if number else stem)
+        found.append(Found(article, article.lower(), path, number, package, state))
+    return found
 
 
 def identifier(metadata: Metadata) -> str:
