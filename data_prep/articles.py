@@ -245,6 +245,7 @@ def _picture(
         extension=image.extension,
         width=image.width,
         height=image.height,
+        phash=image.phash,
         caption=caption,
         article=item.article,
         licence=licence,

@@ -1,8 +1,8 @@
 """Image files as they go into shards: small, 8-bit, upright, without metadata.
 
-A file that already is all of this keeps its bytes; any other is decoded, made so and stored as
-JPEG (or PNG where that is lossless and no larger). Files are judged by their first bytes, never by
-their names, and their size in pixels is checked before anything is decoded.
+A file that already is all of this keeps its bytes; any other, DICOM included, is decoded, made so
+and stored as JPEG (or PNG where that is lossless and no larger). Files are judged by their first
+bytes, never by their names, and their size in pixels is checked before anything is decoded.
 """
 
 import io
@@ -11,8 +11,12 @@ import warnings
 import zlib
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, ImageOps
+
+from data_prep.dicom import DicomError, dicom_image, is_dicom, open_dicom
+from data_prep.hashing import perceptual_hash
+from data_prep.pixels import colour_transform
+from data_prep.pixels import to_eight_bits as to_eight_bits
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -26,7 +30,7 @@ _SIGNATURES = (
 )
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
-_LOSSLESS = ("PNG", "GIF", "TIFF", "BMP")
+_LOSSLESS = ("PNG", "GIF", "TIFF", "BMP", "DICOM")
 # What Pillow reports of a file that carries pixels and colour only. Anything else (EXIF, GPS, XMP,
 # IPTC, comments, transparency, progressive scans) means that the file is stored anew.
 _HARMLESS = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "adobe", "adobe_transform"}
@@ -68,6 +72,8 @@ class StoredImage:
     """jpg, png or webp."""
     width: int
     height: int
+    phash: int
+    """Perceptual hash of the pixels, see hashing.py."""
 
 
 class ImageRejected(Exception):
@@ -82,8 +88,8 @@ def image_format(data: bytes) -> str:
     """
     if not data:
         raise ImageRejected("image file empty")
-    if data[128:132] == b"DICM":  # first of all: the 128 bytes before it may be a TIFF's header
-        raise ImageRejected("DICOM file: convert it to an image first")
+    if is_dicom(data):  # first of all: the 128 bytes before it may be a TIFF's header
+        return "DICOM"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     for signature, name in _SIGNATURES:
@@ -102,23 +108,31 @@ def prepare_image(data: bytes, rules: ImageRules) -> StoredImage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities that decode all the same
         try:
+            if kind == "DICOM":
+                dataset = open_dicom(data)
+                _check_size((dataset.Columns, dataset.Rows), rules)
+                return _store_anew(dicom_image(dataset), kind, rules)
             with Image.open(io.BytesIO(data), formats=[kind]) as image:
-                _check_size(image, rules)
+                _check_size(image.size, rules)
                 if _storable(image, kind, rules):
                     # Decode all of it: truncated files must not pass, and PNG chunks with
                     # metadata may follow the pixels.
                     image.load()
                     if _harmless(image):
-                        return StoredImage(data, _EXTENSIONS[kind], *image.size)
+                        return StoredImage(
+                            data, _EXTENSIONS[kind], *image.size, perceptual_hash(image)
+                        )
                 return _store_anew(image, kind, rules)
         except Image.DecompressionBombError:  # Pillow's own bound, met while opening
             raise ImageRejected(_too_large(rules)) from None
+        except DicomError as error:
+            raise ImageRejected(str(error)) from None
         except _DECODE_ERRORS:
             raise ImageRejected("image broken") from None
 
 
-def _check_size(image: Image.Image, rules: ImageRules) -> None:
-    width, height = image.size
+def _check_size(size: tuple[int, int], rules: ImageRules) -> None:
+    width, height = size
     if width * height > rules.max_pixels:
         raise ImageRejected(_too_large(rules))
     if min(width, height) < rules.min_side:
@@ -140,7 +154,11 @@ def _storable(image: Image.Image, kind: str, rules: ImageRules) -> bool:
 
 
 def _harmless(image: Image.Image) -> bool:
-    return _HARMLESS.issuperset(image.info)
+    """Whether the file says nothing beside its pixels, and means them as sRGB."""
+    return (
+        _HARMLESS.issuperset(image.info)
+        and colour_transform(image.info.get("icc_profile"), image.mode) is None
+    )
 
 
 def _store_anew(image: Image.Image, kind: str, rules: ImageRules) -> StoredImage:
@@ -159,43 +177,12 @@ def _store_anew(image: Image.Image, kind: str, rules: ImageRules) -> StoredImage
         plain.getexif()[_ORIENTATION] = orientation
         plain = ImageOps.exif_transpose(plain)
     jpeg = _encode(plain, "JPEG", quality=92, subsampling="4:2:0", optimize=True)
+    phash = perceptual_hash(plain)
     if kind in _LOSSLESS and scale == 1:
         png = _encode(plain, "PNG")
         if len(png) <= len(jpeg):
-            return StoredImage(png, "png", *plain.size)
-    return StoredImage(jpeg, "jpg", *plain.size)
-
-
-def to_eight_bits(image: Image.Image) -> Image.Image:
-    """The image as 8-bit grey ("L") or "RGB": alpha on white, 16 bits rescaled, no palette."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _rescale(np.asarray(image))
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        on_white = Image.new("RGBA", rgba.size, "white")
-        on_white.alpha_composite(rgba)
-        red, green, blue, _ = (channel.tobytes() for channel in on_white.split())
-        return on_white.convert("L" if red == green == blue else "RGB")
-    return image.copy() if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def _rescale(values: np.ndarray) -> Image.Image:
-    """16- and 32-bit grey to 8 bits.
-
-    Integers lose their low bits, as many as the largest value needs: black stays black, and a
-    12-bit micrograph in a 16-bit file does not come out dark. Floats are stretched to 0..255.
-    """
-    if values.dtype.kind == "f":
-        finite = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-        low, high = float(finite.min()), float(finite.max())
-        scaled = (finite - low) * (255.0 / (high - low) if high > low else 0.0)
-        return Image.fromarray(scaled.round().astype(np.uint8))
-    whole = values.astype(np.int64)
-    whole -= min(0, int(whole.min()))
-    shift = max(0, int(whole.max()).bit_length() - 8)
-    return Image.fromarray((whole >> shift).astype(np.uint8))
+            return StoredImage(png, "png", *plain.size, phash)
+    return StoredImage(jpeg, "jpg", *plain.size, phash)
 
 
 def _encode(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -127,6 +127,7 @@ def produce(config: TableConfig, unit: Unit) -> Iterator[Sample | Reject]:
             extension=image.extension,
             width=image.width,
             height=image.height,
+            phash=image.phash,
             caption=caption,
             article=item.group,
             licence=_text(item.row.get(config.licence)) or config.licence_text,
