@@ -47,7 +47,10 @@ def safe_parser(recover: bool = False) -> etree.XMLParser:
 
 
 def parser_options() -> dict[str, Any]:
-    """What makes lxml's parsers safe, and spares them work."""
+    """What makes lxml's parsers safe.
+
+    `collect_ids` must stay at its default: with False lxml 6 makes libxml2 ask for the DTD.
+    """
     return {
         "load_dtd": False,
         "no_network": True,
@@ -55,7 +58,6 @@ def parser_options() -> dict[str, Any]:
         "huge_tree": False,
         "remove_comments": True,
         "remove_pis": True,
-        "collect_ids": False,  # xml:id is not used, and the table of ids takes time
     }
 
 
