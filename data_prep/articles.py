@@ -7,14 +7,30 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from data_prep.archives import ArchiveError
-from data_prep.build import BuildConfig, Unit, hash_fraction, make_units, split_of
+from data_prep.build import (
+    BUILD,
+    BuildConfig,
+    Unit,
+    fingerprint,
+    hash_fraction,
+    provenance,
+    split_of,
+)
 from data_prep.captions import CaptionRejected, clean_caption
 from data_prep.images import ImageRejected, prepare_image
 from data_prep.jats import Article, Figure, JatsError, parse_article
 from data_prep.licences import Use, allows, licence_name
 from data_prep.metadata import BadRecord, is_true, read_record
-from data_prep.shards import SPLITS, Reject, Sample, unique_keys
-from data_prep.sources import FileProblem, Files, FolderFiles, PackageFiles, find_file, format_rank
+from data_prep.shards import FORMAT, SPLITS, VERSION, Reject, Sample, unique_keys
+from data_prep.sources import (
+    FetchFailed,
+    FileProblem,
+    Files,
+    FolderFiles,
+    PackageFiles,
+    find_file,
+    format_rank,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +44,8 @@ class ArticleConfig(BuildConfig):
     CC BY-ND), `noncommercial` also CC BY-NC..., `any` also those of unknown or other licence,
     which you may not be allowed to pass on."""
     articles_per_shard: int = 256
-    """Articles in a shard, at most: 256 have about 1,000 figures."""
+    """Articles in a shard, between a half of this and this on average: 256 have about 1,000
+    figures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,12 +116,35 @@ class NamedInErrors:
             error.add_note(f"while working on {self._name}")
 
 
-def plan_articles(config: ArticleConfig, stage: str, items: list[ArticleItem]) -> tuple[Unit, ...]:
-    """Units of articles, split by the group's hash and in its order, so that shards are mixed."""
-    splits: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    for item in sorted(items, key=lambda i: (hash_fraction(config.seed, i.group), i.article)):
-        splits[split_of(config, item.group)].append(item)
-    return make_units(config, stage, splits, config.articles_per_shard)
+def plan_articles(config: ArticleConfig, stage: str, items: Sequence[Item]) -> tuple[Unit, ...]:
+    """Units of articles by the hash of their group, so that shards are mixed.
+
+    A split has a power of two of shards, each of which takes an equal part of the hash's range. So
+    an article that is added or taken away changes one shard, until their number doubles.
+    """
+    splits: dict[str, list[tuple[float, str, Item]]] = {split: [] for split in SPLITS}
+    for item in items:
+        hashed = hash_fraction(config.seed, item.group)
+        splits[split_of(config, item.group)].append((hashed, item.article, item))
+    units, settings = [], provenance(config)
+    for split, members in splits.items():
+        needed = -(-len(members) // config.articles_per_shard)
+        count = 1 << (needed - 1).bit_length() if needed else 0
+        parts: list[list[Item]] = [[] for _ in range(count)]
+        for _, _, item in sorted(members, key=lambda member: member[:2]):
+            parts[shard_number(config, split, item.group, count)].append(item)
+        for number, part in enumerate(parts):
+            mark = fingerprint(FORMAT, VERSION, BUILD, stage, settings, part)
+            units.append(Unit(f"{split}-{number:05d}", split, tuple(part), mark))
+    return tuple(units)
+
+
+def shard_number(config: ArticleConfig, split: str, group: str, count: int) -> int:
+    """Which of the `count` shards of its split an article goes to."""
+    test, val = config.test_fraction, config.val_fraction
+    start, end = {"test": (0.0, test), "val": (test, test + val), "train": (test + val, 1.0)}[split]
+    place = (hash_fraction(config.seed, group) - start) / (end - start)
+    return min(int(place * count), count - 1)  # rounding may make `place` 1
 
 
 def produce(root: Path, config: ArticleConfig, unit: Unit) -> Iterator[Sample | Reject]:
@@ -237,6 +277,8 @@ def _picture(
         image = prepare_image(files.read(found[0]), config.image_rules())
     except CaptionRejected as error:
         return Reject(*where, "caption", str(error))
+    except FetchFailed as error:
+        return Reject(*where, "fetch", str(error))
     except (ImageRejected, FileProblem) as error:
         return Reject(*where, "image", str(error))
     return Sample(

@@ -23,7 +23,7 @@ from lxml import etree
 from data_prep.http import Network, Retry, check_host, open_session, read_file, read_reply
 from data_prep.http import with_retries as retried
 from data_prep.memory import Ticket
-from data_prep.sources import FileMissing, FileProblem, walk
+from data_prep.sources import FetchFailed, FileMissing, FileProblem, walk
 from vlp.config import UserError
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class FolderStore:
             raise FileProblem(f"file unreadable: {error.strerror}") from None
         if md5 and not _has_md5(data, md5):
             ticket.give(size)
-            raise FileProblem("wrong MD5")
+            raise FetchFailed("wrong MD5")
         return data
 
     async def listing(self, prefix: str) -> list[Entry]:
@@ -232,7 +232,7 @@ class FsspecStore:
         except (FileNotFoundError, NotADirectoryError):
             raise FileMissing("file missing") from None
         except PermissionError:
-            raise FileProblem("download failed: permission denied") from None
+            raise FetchFailed("download failed: permission denied") from None
 
 
 class HttpStore:

@@ -17,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from data_prep.memory import Ticket
-from data_prep.sources import FileMissing, FileProblem
+from data_prep.sources import FetchFailed, FileMissing, FileProblem
 from vlp.config import UserError
 
 T = TypeVar("T")
@@ -92,7 +92,8 @@ async def with_retries(network: Network, one_try: Callable[[], Awaitable[T]]) ->
     """The result of the first try that succeeds.
 
     Raises:
-        FileProblem: the last try's problem, or one that no further try would mend.
+        FetchFailed: the last try's problem.
+        FileProblem: one that no further try would mend.
     """
     problem = ""
     for number in range(network.attempts):
@@ -110,7 +111,7 @@ async def with_retries(network: Network, one_try: Callable[[], Awaitable[T]]) ->
         if number + 1 < network.attempts:
             wait = min(network.first_wait * 2**number, _LONGEST_WAIT)
             await asyncio.sleep(max(wait * random.uniform(0.5, 1.0), min(after, _LONGEST_WAIT)))
-    raise FileProblem(problem)
+    raise FetchFailed(problem)
 
 
 async def read_file(
@@ -146,9 +147,12 @@ async def _read_once(session: aiohttp.ClientSession, url: str, ticket: Ticket, m
             digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
             tag = reply.headers.get("ETag", "").strip('"').lower()
             # An ETag is the MD5 of objects uploaded in one part, and has another form otherwise.
-            for wanted in (md5.lower(), tag if _MD5.fullmatch(tag) else ""):
-                if wanted and wanted != digest:
-                    raise Retry("wrong MD5")
+            if _MD5.fullmatch(tag) and tag != digest:
+                raise Retry("wrong MD5")
+            if md5 and md5.lower() != digest:
+                if tag == digest:  # whole, but not the version that was listed
+                    raise FetchFailed("wrong MD5")
+                raise Retry("wrong MD5")
         except BaseException:
             ticket.give(size)
             raise
@@ -175,7 +179,7 @@ async def read_reply(
 
 
 def check_status(reply: aiohttp.ClientResponse) -> None:
-    """Raise FileMissing for 404, Retry for what may pass, FileProblem for any other failure."""
+    """Raise FileMissing for 404, Retry for what may pass, FetchFailed for any other failure."""
     if reply.status == 200:
         return
     if reply.status == 404:
@@ -184,7 +188,7 @@ def check_status(reply: aiohttp.ClientResponse) -> None:
     if reply.status in _TRANSIENT:
         wait = reply.headers.get("Retry-After", "")
         raise Retry(problem, float(wait) if wait.isdecimal() else 0.0)
-    raise FileProblem(problem)
+    raise FetchFailed(problem)
 
 
 def _longest(session: aiohttp.ClientSession, size: int) -> float:

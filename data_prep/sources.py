@@ -32,6 +32,10 @@ class FileMissing(FileProblem):
     """There is no such file."""
 
 
+class FetchFailed(FileProblem):
+    """The file could not be had, and may be had another time."""
+
+
 class Files(Protocol):
     """The files around one article."""
 
