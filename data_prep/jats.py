@@ -29,12 +29,14 @@ from data_prep.markup import (
     parser_options,
 )
 from data_prep.mentions import Cited, find_mentions, mention_texts
-from data_prep.running_text import joined
+from data_prep.running_text import joined, text_of
 
 _HREF = ("{http://www.w3.org/1999/xlink}href", "xlink:href", "href")
 """The latter two occur where the namespace was not declared."""
 _NOT_PICTURES = {"fig", "fig-group", "caption", "label", "permissions", "attrib", "alt-text"}
 _NOT_PICTURES |= {"supplementary-material", "disp-formula"}
+_UNREAD = ("ref-list", "table-wrap")
+"""They hold no figures and no text that is quoted."""
 _THUMBNAIL = re.compile(r"thumb", re.I)
 _BORROWED = re.compile(
     r"\b(?:reprinted|reproduced|republished|used|adapted|modified|taken)\b[^.]{0,200}?"
@@ -121,7 +123,7 @@ def identify(data: bytes) -> list[Metadata]:
 
 def _articles(data: bytes) -> tuple[list[Element], bool]:
     """The outermost `<article>` elements, and whether the parser had to mend the file."""
-    root, recovered = parse_xml(data)
+    root, recovered = parse_xml(data, _UNREAD)
     if root is None:
         raise JatsError("XML not readable")
     if local_name(root) == "article":
@@ -150,50 +152,76 @@ def _first_article_meta(data: bytes) -> Element | None:
 
 
 def _figures(article: Element) -> list[Figure]:
-    elements: list[Element] = []
-    xrefs: list[Element] = []
-    for element in descendants(article, "fig", "xref"):
-        (elements if local_name(element) == "fig" else xrefs).append(element)
-    if not elements:
+    figures = [_FigureElement(element) for element in descendants(article, "fig")]
+    if not figures:
         return []
-    labels = [joined(element, "label") for element in elements]
-    groups = [ancestor(element, "fig-group") for element in elements]
-    owners = [ancestor(element, "sub-article", "response") for element in elements]
-    cited = [
-        Cited(element.get("id", ""), "" if group is None else group.get("id", ""), label, owner)
-        for element, group, label, owner in zip(elements, groups, labels, owners, strict=True)
-    ]
-    paragraphs = find_mentions(cited, xrefs)
-    mentions = mention_texts(paragraphs)
+    cited = [Cited(f.id, f.group_id, f.label, f.owner) for f in figures]
+    paragraphs = find_mentions(cited, descendants(article, "xref"))
+    titles = _SectionTitles()
     return [
         Figure(
-            id=cited[n].id,
-            label=labels[n],
-            caption=(caption := joined(element, "caption")),
-            group_label=joined(groups[n], "label"),
-            group_caption=joined(groups[n], "caption"),
-            graphics=tuple(_graphics(element)),
-            mentions=mentions[n],
-            sections=_sections(element) or _sections(next(iter(paragraphs[n]), None)),
-            sub_article="" if (owner := owners[n]) is None else _kind(owner),
-            language=language_of(article if owner is None else owner) or language_of(article),
-            attribution=(attribution := joined(element, "attrib")),
-            licence=_own_licence(element, groups[n], f"{caption} {attribution}"),
+            id=figure.id,
+            label=figure.label,
+            caption=figure.caption,
+            group_label=joined(figure.group, "label"),
+            group_caption=joined(figure.group, "caption"),
+            graphics=tuple(_graphics(figure.element)),
+            mentions=mentions,
+            sections=titles.around(figure.element) or titles.around(next(iter(citing), None)),
+            sub_article=_kind(figure.owner),
+            language=_language(figure.owner) or _language(article),
+            attribution=figure.attribution,
+            licence=_own_licence(figure),
         )
-        for n, element in enumerate(elements)
+        for figure, citing, mentions in zip(
+            figures, paragraphs, mention_texts(paragraphs), strict=True
+        )
     ]
 
 
-def _sections(element: Element | None) -> tuple[str, ...]:
-    """Titles of the sections around an element, outermost first."""
-    if element is None:
-        return ()
-    return tuple(joined(sec, "title") for sec in reversed([*element.iterancestors("{*}sec")]))
+class _FigureElement:
+    """A `<fig>` with its texts and surroundings."""
+
+    def __init__(self, element: Element) -> None:
+        self.element = element
+        self.id = element.get("id", "")
+        texts: dict[str, list[str]] = {"label": [], "caption": [], "attrib": []}
+        for child in element:
+            name = local_name(child)
+            if name in texts:
+                texts[name].append(text_of(child))
+        self.label, self.caption, self.attribution = (
+            " ".join(filter(None, parts)) for parts in texts.values()
+        )
+        self.group = ancestor(element, "fig-group")
+        self.group_id = "" if self.group is None else self.group.get("id", "")
+        self.owner = ancestor(element, "sub-article", "response")
 
 
-def _kind(sub_article: Element) -> str:
+class _SectionTitles:
+    """Titles of sections, each read once."""
+
+    def __init__(self) -> None:
+        self._titles: dict[Element, str] = {}
+
+    def around(self, element: Element | None) -> tuple[str, ...]:
+        """Titles of the sections around an element, outermost first."""
+        sections = [] if element is None else [*element.iterancestors("{*}sec")]
+        for section in sections:
+            if section not in self._titles:
+                self._titles[section] = joined(section, "title")
+        return tuple(self._titles[section] for section in reversed(sections))
+
+
+def _kind(sub_article: Element | None) -> str:
+    if sub_article is None:
+        return ""
     kind = sub_article.get("article-type") or sub_article.get("response-type")
     return kind or local_name(sub_article)
+
+
+def _language(element: Element | None) -> str:
+    return "" if element is None else language_of(element)
 
 
 def _graphics(element: Element) -> Iterator[tuple[str, ...]]:
@@ -223,11 +251,12 @@ def _hrefs(graphics: Iterable[Element]) -> tuple[str, ...]:
     return tuple(hrefs)
 
 
-def _own_licence(figure: Element, group: Element | None, text: str) -> str | None:
-    """See `Figure.licence`; `text` is caption and credit line."""
-    notices = [*descendants(figure, "permissions", "copyright-statement")]
-    if group is not None:
-        notices += children(group, "permissions", "copyright-statement")
+def _own_licence(figure: _FigureElement) -> str | None:
+    """See `Figure.licence`."""
+    text = f"{figure.caption} {figure.attribution}"
+    notices = [*descendants(figure.element, "permissions", "copyright-statement")]
+    if figure.group is not None:
+        notices += children(figure.group, "permissions", "copyright-statement")
     if notices:
         return licence_name([*licence_texts(notices), text])
     if "ermission" in text and _BORROWED.search(text):

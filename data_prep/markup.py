@@ -5,11 +5,13 @@ JATS is found with and without a namespace, so names are compared without it.
 
 import html.entities
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from lxml import etree
+
+from data_prep.pruning import without
 
 Element = etree._Element
 
@@ -17,14 +19,18 @@ _ENTITY = re.compile(rb"&([A-Za-z][A-Za-z0-9]*);")
 _XML_ENTITIES = {b"amp", b"lt", b"gt", b"quot", b"apos"}
 
 
-def parse_xml(data: bytes) -> tuple[Element | None, bool]:
+def parse_xml(data: bytes, unread: Sequence[str] = ()) -> tuple[Element | None, bool]:
     """The root element, None for what is no XML, and whether libxml2 had to mend the file.
 
     Strict at first; then with HTML's entity names replaced; then with libxml2's repair. No DTD is
     loaded, no link followed, and entities expand within libxml2's own bound.
+
+    Args:
+        data: the file.
+        unread: elements that the caller does not look into; they may be missing from the tree.
     """
     try:
-        root = etree.fromstring(data, safe_parser())
+        root = etree.fromstring(without(data, unread), safe_parser())
         # Without a DOCTYPE an undefined entity is an error already.
         if b"<!DOCTYPE" not in data or next(root.iter(etree.Entity), None) is None:
             return root, False
@@ -41,8 +47,9 @@ def parse_xml(data: bytes) -> tuple[Element | None, bool]:
         return None, True
 
 
+@lru_cache
 def safe_parser(recover: bool = False) -> etree.XMLParser:
-    """A parser for hostile files."""
+    """A parser for hostile files; making one takes as long as parsing a short file."""
     return etree.XMLParser(**parser_options(), recover=recover)
 
 

@@ -42,18 +42,18 @@ def _arranged(name: str, parts: list[str]) -> str:
         case "mroot", [base, degree]:
             return f"{degree}√{_grouped(base)}"
         case "msup", [base, upper]:
-            return base + set_off(base, "^", upper)
+            return base + _set_off(base, "^", upper)
         case "msub", [base, lower]:
-            return base + set_off(base, "_", lower)
+            return base + _set_off(base, "_", lower)
         case "msubsup", [base, lower, upper]:
-            return base + set_off(base, "_", lower) + set_off(base + lower, "^", upper)
+            return base + _set_off(base, "_", lower) + _set_off(base + lower, "^", upper)
         case "munder" | "munderover", [base, *limits]:
             return " ".join((base, *limits, ""))
         case _:
             return "".join(parts)
 
 
-def set_off(before: str, mark: str, script: str) -> str:
+def _set_off(before: str, mark: str, script: str) -> str:
     """A sub- or superscript, with a mark in front where it would lengthen a number."""
     return mark + script if before[-1:].isdecimal() and script else script
 

@@ -40,12 +40,18 @@ def find_mentions(figures: Sequence[Cited], xrefs: Iterable[Element]) -> list[di
             by_id.setdefault(name, []).append(index)
     series = [_series(figure) for figure in figures]
     found: list[dict[Element, None]] = [{} for _ in figures]
+    is_text: dict[Element, bool] = {}
     for xref in xrefs:
-        cited = _named(xref, by_id)
+        rid = xref.get("rid", "")
+        cited = by_id.get(rid) or (_named(rid, by_id) if " " in rid else None)
         if not cited:  # most references are to literature
             continue
-        paragraph = ancestor(xref, "p")
-        if paragraph is None or ancestor(xref, "caption", "table-wrap") is not None:
+        paragraph = next(xref.iterancestors("{*}p"), None)
+        if paragraph is None:
+            continue
+        if paragraph not in is_text:
+            is_text[paragraph] = ancestor(paragraph, "caption", "table-wrap") is None
+        if not is_text[paragraph]:
             continue
         for index in (*cited, *_in_ranges(xref, cited, by_id, series)):
             found[index][paragraph] = None
@@ -65,10 +71,7 @@ def mention_texts(found: Sequence[dict[Element, None]]) -> list[tuple[str, ...]]
     return mentions
 
 
-def _named(xref: Element, by_id: dict[str, list[int]]) -> list[int]:
-    rid = xref.get("rid", "")
-    if rid in by_id:
-        return by_id[rid]
+def _named(rid: str, by_id: dict[str, list[int]]) -> list[int]:
     return [index for name in rid.split() for index in by_id.get(name, ())]
 
 
@@ -77,13 +80,14 @@ def _in_ranges(
 ) -> list[int]:
     """Figures that the reference cites without naming them."""
     found: list[int] = []
-    following = xref.getnext()
-    if following is not None and _BETWEEN.fullmatch(xref.tail or ""):
-        ends = _named(following, by_id)
+    tail = xref.tail
+    if tail and _BETWEEN.fullmatch(tail):
+        following = xref.getnext()
+        ends = [] if following is None else _named(following.get("rid", ""), by_id)
         if ends:
             found += _between(cited[-1], ends[0], series)
-    text = "".join(str(part) for part in xref.itertext())
-    for first, last in _WITHIN.findall(text):
+    text = "".join(map(str, xref.itertext())) if len(xref) else xref.text or ""
+    for first, last in _WITHIN.findall(text) if len(text) > 2 else ():
         for index in cited:
             if series[index].number == int(first):
                 found += _numbered(series[index], int(first), int(last) + 1, series)

@@ -6,15 +6,15 @@ from functools import lru_cache
 from typing import Any
 
 from data_prep.markup import Element, children, descendants, local_name, name_of
-from data_prep.mathml import math_text, set_off
+from data_prep.mathml import math_text
 
 FORMULA, IMAGE = "[formula]", "[image]"
 """They stand in the text for formulas without MathML (TeX source or a picture) and for pictures
 within a line, so that a sentence never loses a word without a trace."""
 
 # Not part of the text around them.
-_SKIPPED = {"permissions", "object-id", "graphic", "media", "alt-text", "long-desc"}
-_SKIPPED |= {"fig", "fig-group", "table-wrap", "annotation", "annotation-xml"}
+_SKIPPED = {"permissions", "object-id", "alt-text", "long-desc", "annotation", "annotation-xml"}
+_FLOATS = {"fig", "fig-group", "table-wrap", "graphic", "media", "ref-list"}
 # Elements that end a word: without the space "Title.First sentence" would be glued.
 _BLOCKS = {"p", "title", "subtitle", "list", "list-item", "def-item", "def", "term", "sec", "label"}
 _BLOCKS |= {"break", "caption", "supplementary-material", "table", "tr", "td", "th", "fn", "attrib"}
@@ -40,8 +40,10 @@ def text_of(element: Element | None) -> str:
         return ""
     parts: list[str] = []
     _collect(element, parts)
-    text = " ".join("".join(parts).split())
-    return _GLUED.sub(" ", text) if "[" in text else text
+    text = "".join(parts).strip()
+    if "  " in text or not text.isprintable():  # as line ends and no-break spaces are not
+        text = " ".join(text.split())
+    return _GLUED.sub(" ", text) if FORMULA in text or IMAGE in text else text
 
 
 def _collect(element: Element, parts: list[str]) -> None:
@@ -50,7 +52,10 @@ def _collect(element: Element, parts: list[str]) -> None:
         parts.append(text)
     for child in element:
         write = _writer(child.tag)
-        if write is not None:
+        if write is _collect and not len(child):  # most are <italic>, <bold>, <xref>
+            if text := child.text:
+                parts.append(text)
+        elif write is not None:
             write(child, parts)
         if tail := child.tail:
             parts.append(tail)
@@ -62,6 +67,8 @@ def _writer(tag: Any) -> Write | None:
     name = name_of(tag)
     if name in _SKIPPED or not name:
         return None
+    if name in _FLOATS:
+        return _gap
     if name in _BLOCKS:
         return _block
     if name in _FORMULAS:
@@ -76,6 +83,10 @@ def _writer(tag: Any) -> Write | None:
         "alternatives": _alternatives,
     }
     return special.get(name, _collect)
+
+
+def _gap(element: Element, parts: list[str]) -> None:
+    parts.append(" ")
 
 
 def _block(element: Element, parts: list[str]) -> None:
@@ -93,11 +104,15 @@ def _subscript(element: Element, parts: list[str]) -> None:
 
 
 def _script(element: Element, parts: list[str], mark: str) -> None:
-    inside: list[str] = []
-    _collect(element, inside)
-    script = "".join(inside).strip()
-    before = parts[-1] if parts else ""
-    parts.append(set_off(before, mark, script) if _NUMBER.match(script) else script)
+    if len(element):
+        inside: list[str] = []
+        _collect(element, inside)
+        script = "".join(inside).strip()
+    else:
+        script = (element.text or "").strip()
+    if parts and parts[-1][-1:].isdecimal() and _NUMBER.match(script):
+        parts.append(mark)
+    parts.append(script)
 
 
 def _picture(element: Element, parts: list[str]) -> None:
