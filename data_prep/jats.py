@@ -7,6 +7,7 @@ metadata; here is where figures are found and put together.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from lxml import etree
 
@@ -143,7 +144,8 @@ def _first_article_meta(data: bytes) -> Element | None:
     parser = etree.XMLPullParser(("end",), tag="{*}article-meta", **parser_options())
     for start in range(0, len(data), _CHUNK):
         parser.feed(data[start : start + _CHUNK])
-        for _, meta in parser.read_events():
+        for _, found in parser.read_events():
+            meta = cast(Element, found)  # of other kinds of events it would be something else
             names = [local_name(above) for above in meta.iterancestors()]
             # Undefined entities take parse_xml's second attempt.
             plain = next(meta.iter(etree.Entity), None) is None

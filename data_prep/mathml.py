@@ -18,7 +18,7 @@ def math_text(element: Element) -> str:
     """
     name = local_name(element)
     if name in _TOKENS:
-        text = "".join(element.itertext()).translate(_INVISIBLE)
+        text = "".join(map(str, element.itertext())).translate(_INVISIBLE)
         return text if name == "mtext" else text.strip()
     if name == "mspace":
         return " "
