@@ -38,7 +38,7 @@ _NOT_PICTURES = {"fig", "fig-group", "caption", "label", "permissions", "attrib"
 _NOT_PICTURES |= {"supplementary-material", "disp-formula"}
 _UNREAD = ("ref-list", "table-wrap")
 """They hold no figures and no text that is quoted."""
-_THUMBNAIL = re.compile(r"thumb", re.I)
+_THUMBNAIL = re.compile(r"thumb|\d{2,3}x\d{2,3}", re.I)  # SciELO has content-type="scielo-267x140"
 _BORROWED = re.compile(
     r"\b(?:reprinted|reproduced|republished|used|adapted|modified|taken)\b[^.]{0,200}?"
     r"\b(?:with|by)\s+(?:the\s+)?(?:kind\s+|written\s+|express\s+)?permission\b",

@@ -1,47 +1,16 @@
-"""The JATS parser: hazards first, then every figure of the real articles."""
+"""The JATS parser on small articles; test_real_articles.py has the real ones."""
 
-import json
-import re
 from pathlib import Path
 
 import pytest
 
-from data_prep.jats import Article, JatsError, NotAnArticle, parse_article
+from data_prep.front_matter import Metadata
+from data_prep.jats import Article, JatsError, NotAnArticle, identify, parse_article
 from tests.data_prep.factories import article_xml, figure
-from tests.real_data import real_data
-
-FORMULA = (
-    "<inline-formula><alternatives><tex-math>\\documentclass{x}$x^2$</tex-math>"
-    "<mml:math><mml:mi>x</mml:mi><mml:mn>2</mml:mn></mml:math></alternatives></inline-formula>"
-)
 
 
 def parse(body: str, head: str = "") -> Article:
     return parse_article(article_xml(body, head=head))
-
-
-@pytest.mark.parametrize(
-    ("caption", "text"),
-    [
-        ("<title>A title.</title><p>A sentence.</p>", "A title. A sentence."),
-        ("<p>One.</p><p>Two.</p>", "One. Two."),
-        ("<p>Effect on <italic>B. <bold>subtilis</bold></italic> cells</p>",
-         "Effect on B. subtilis cells"),
-        (f"<p>Mean of {FORMULA} in vivo</p>", "Mean of x2 in vivo"),
-        ("<p>Legend:</p><list><list-item><p>A first</p></list-item><list-item><p>B second</p>"
-         "</list-item></list>", "Legend: A first B second"),
-        ("<p>One <?Pub Caret?>two<!-- c --> three.</p>", "One two three."),
-        ("<p>10<sup>3</sup> cells (<xref ref-type='bibr' rid='b'>Lee, 2001</xref>)</p>",
-         "103 cells (Lee, 2001)"),
-        ("<p>An icon <inline-graphic xlink:href='i'/> here</p>", "An icon here"),
-        ("<p>Text.</p><permissions><copyright-statement>(c) X</copyright-statement>"
-         "</permissions>", "Text."),
-        ("", ""),
-    ],
-)  # fmt: skip
-def test_caption_text(caption: str, text: str) -> None:
-    (found,) = parse(figure(caption=caption)).figures
-    assert found.caption == text
 
 
 def test_a_figure_without_caption_does_not_take_anothers() -> None:
@@ -69,6 +38,12 @@ def test_figure_without_id() -> None:
         ('<graphic xlink:href="O\'Neil g001"/>', (("O'Neil g001",),)),
         ('<media xlink:href="v.mp4"/>', ()),
         ("<graphic/>", ()),
+        ('<graphic href="a.jpg"/>', (("a.jpg",),)),
+        ('<alternatives><graphic xlink:href="a.tif"/><graphic content-type="scielo-267x140" '
+         'xlink:href="b.jpg"/></alternatives>', (("a.tif",),)),
+        ('<alternatives><graphic specific-use="thumbnail" xlink:href="a.gif"/></alternatives>', ()),
+        ('<attrib>Logo <graphic xlink:href="logo"/></attrib>', ()),
+        ('<disp-formula><graphic xlink:href="e1"/></disp-formula>', ()),
     ],
 )  # fmt: skip
 def test_graphics(graphic: str, graphics: tuple[tuple[str, ...], ...]) -> None:
@@ -86,6 +61,33 @@ def test_figure_group() -> None:
         "Panel A.", "About both.", "Figure 3",
     )  # fmt: skip
     assert (second.caption, second.group_caption) == ("", "About both.")
+
+
+def test_several_articles_in_one_file() -> None:
+    parts = [article_xml(figure(caption=f"<p>Figure {n}.</p>"), {"pmc": str(n)}) for n in (1, 2)]
+    data = b"<pmc-articleset>" + b"".join(parts) + b"</pmc-articleset>"
+    articles = [parse_article(data, number) for number in (0, 1)]
+    assert [a.metadata.pmcid for a in articles] == ["PMC1", "PMC2"]
+    assert [f.caption for a in articles for f in a.figures] == ["Figure 1.", "Figure 2."]
+    assert [m.pmcid for m in identify(data)] == ["PMC1", "PMC2"]
+    with pytest.raises(JatsError, match=r"^article 3 of the file is missing$"):
+        parse_article(data, 2)
+
+
+def test_identify_reads_no_further_than_the_front_matter() -> None:
+    data = article_xml("", {"pmc": "7", "doi": "10.1/x", "pmcid-ver": "PMC7.3"})
+    (found,) = identify(data[: data.index(b"</front>")] + b"<<<" + b"x" * 100_000)
+    assert (found.pmcid, found.version, found.doi) == ("PMC7", 3, "10.1/x")
+
+
+@pytest.mark.parametrize("pad", [0, 20_000])
+def test_identify_agrees_with_parse_article(pad: int) -> None:
+    ids = {"pmc": "7", "doi": "10.1/&eacute;", "pmid": "9"}
+    head = f"<!-- {'x' * pad} -->"
+    data = article_xml(figure(), ids, head=head)
+    meta = parse_article(data).metadata
+    assert identify(data) == [Metadata(pmcid=meta.pmcid, doi=meta.doi, pmid=meta.pmid)]
+    assert meta.doi == "10.1/é"
 
 
 def test_mentions_by_several_ids_ranges_and_nested_references() -> None:
@@ -121,6 +123,42 @@ def test_sections_and_sub_articles() -> None:
     assert (first.sub_article, second.sub_article) == ("", "reply")
 
 
+def test_a_floating_figure_has_the_sections_of_its_first_mention() -> None:
+    body = "<sec><title>Mice</title><p><xref rid='F1'>Fig. 1</xref></p></sec>"
+    data = article_xml(body).replace(
+        b"</article>", f"<floats-group>{figure()}</floats-group></article>".encode()
+    )
+    (found,) = parse_article(data).figures
+    assert found.sections == ("Mice",)
+
+
+def test_language_is_that_of_the_sub_article() -> None:
+    other = (
+        "<sub-article article-type='translation' xml:lang='pt'>"
+        f"<body>{figure('F1pt')}</body></sub-article>"
+    )
+    data = article_xml(figure()).replace(b"</article>", f"{other}</article>".encode())
+    data = data.replace(b"<article ", b'<article xml:lang="EN" ')
+    assert [f.language for f in parse_article(data).figures] == ["en", "pt"]
+
+
+@pytest.mark.parametrize(
+    ("pub_date", "date"),
+    [
+        ("<pub-date><year>2020</year><month>Sept</month><day>3</day></pub-date>", "2020-09-03"),
+        ("<pub-date><year>2020</year><month>13</month><day>3</day></pub-date>", "2020"),
+        ("<pub-date><year>2020</year><month>2</month><day>40</day></pub-date>", "2020-02"),
+        ("<pub-date iso-8601-date='2019-01-02'><year>2019</year></pub-date>", "2019-01-02"),
+        ("<pub-date pub-type='pmc-release'><year>2021</year><month>1</month><day>1</day></pub-date>"
+         "<pub-date pub-type='ppub'><year>2020</year><month>7</month></pub-date>", "2020-07"),
+        ("<pub-date><season>Spring</season><year>in 2020</year></pub-date>", ""),
+    ],
+)  # fmt: skip
+def test_dates(pub_date: str, date: str) -> None:
+    data = article_xml("").replace(b"</article-meta>", f"{pub_date}</article-meta>".encode())
+    assert parse_article(data).metadata.date == date
+
+
 def test_metadata() -> None:
     ids = {"pmc": "123", "doi": "10.1/x", "pmid": "99"}
     extra = (
@@ -128,10 +166,13 @@ def test_metadata() -> None:
         "<given-names>M</given-names></name></contrib></contrib-group>"
         "<pub-date><year>2020</year></pub-date>"
         "<pub-date><day>5</day><month>7</month><year>2021</year></pub-date><volume>3</volume>"
-        "<kwd-group><kwd>liver</kwd><kwd>mouse</kwd></kwd-group></article-meta>"
+        "<kwd-group><kwd>liver</kwd><kwd>mouse</kwd></kwd-group>"
+        "<kwd-group kwd-group-type='MeSH'><kwd>Liver Diseases</kwd></kwd-group>"
+        "<kwd-group kwd-group-type='abbreviations'><kwd>LD</kwd></kwd-group></article-meta>"
     )
     data = article_xml("", ids).replace(b"</article-meta>", extra.encode())
     meta = parse_article(data).metadata
+    assert (meta.language, meta.mesh) == ("", ("Liver Diseases",))
     assert (meta.pmcid, meta.doi, meta.pmid) == ("PMC123", "10.1/x", "99")
     assert (meta.title, meta.journal, meta.date) == ("A title", "Journal", "2021-07-05")
     assert (meta.article_type, meta.keywords) == ("research-article", ("liver", "mouse"))
@@ -146,11 +187,23 @@ def test_metadata() -> None:
         ("<permissions><copyright-statement>© Elsevier</copyright-statement></permissions>", ""),
         ("<permissions><license xlink:href='http://creativecommons.org/licenses/by-nc/4.0/'/>"
          "</permissions>", "CC BY-NC 4.0"),
+        ("<graphic><permissions><copyright-statement>© X</copyright-statement></permissions>"
+         "</graphic>", ""),
+        ("<attrib>Reprinted from [3] with permission from Elsevier.</attrib>", ""),
+        ("<attrib>Reprinted from [3] under a CC BY license, with permission from X.</attrib>",
+         "CC BY"),
+        ("<attrib>Photograph: the authors.</attrib>", None),
     ],
 )  # fmt: skip
 def test_licence_of_a_figure(permissions: str, licence: str | None) -> None:
     (found,) = parse(figure(graphic=permissions)).figures
     assert found.licence == licence
+
+
+def test_licence_of_a_group_is_that_of_its_figures() -> None:
+    notice = "<permissions><copyright-statement>© X</copyright-statement></permissions>"
+    article = parse(f"<fig-group>{notice}{figure('F1')}</fig-group>{figure('F2')}")
+    assert [f.licence for f in article.figures] == ["", None]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8"])
@@ -218,52 +271,8 @@ def test_default_namespace_and_articleset() -> None:
         (b"", JatsError, "XML not readable"),
         (b"\x89PNG", JatsError, "XML not readable"),
         (b"<manifest/>", NotAnArticle, "XML of another kind: <manifest>"),
-        (b"<set><article/><article/></set>", JatsError, "2 articles in one file"),
     ],
 )
 def test_what_is_no_article(data: bytes, error: type[JatsError], message: str) -> None:
     with pytest.raises(error, match=message):
         parse_article(data)
-
-
-def test_real_figures_with_images() -> None:
-    """Ids, labels, hrefs and captions of 109 figures.
-
-    The reference glues titles to paragraphs and quotes the DOIs of figures' data files.
-    """
-    root = real_data("jats_with_images")
-    expected: dict[str, list[dict[str, str]]] = {}
-    for line in (root / "index.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        expected.setdefault(row["xml"], []).append(row)
-    count = 0
-    for path, rows in expected.items():
-        article = parse_article((root / path).read_bytes())
-        assert not article.recovered
-        assert len(article.figures) == len(rows)
-        for found, row in zip(article.figures, rows, strict=True):
-            assert (found.id, found.label) == (row["fig_id"], row["label"] or "")
-            assert [h for hrefs in found.graphics for h in hrefs] == row["graphic_href"]
-            reference = re.sub(r"10\.7554/eLife\.\d+\.\d{3}", "", row["text"])
-            assert "".join(found.caption.split()) == "".join(reference.split())
-            count += 1
-    assert count == 109
-
-
-LICENCES = {"CC BY (text)": "CC BY", "CC0/PD": "CC0 1.0", "BMC-OA-verbatim": ""}
-
-
-def test_real_articles() -> None:
-    """Counts, identifiers and licences of 192 articles, NLM 2.x to JATS 1.4."""
-    root = real_data("jats_xml")
-    figures = 0
-    for line in (root / "index.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        article = parse_article((root / row["path"]).read_bytes())
-        captions = sum(bool(f.caption) for f in article.figures)
-        assert (len(article.figures), captions) == (row["n_fig"], row["n_caption"]), row["path"]
-        assert row["doi"].startswith(article.metadata.doi.lower())
-        licence = LICENCES.get(row["license"], row["license"])
-        assert article.metadata.licence in (licence, "PDM 1.0"), row["path"]
-        figures += len(article.figures)
-    assert figures == 1265
