@@ -50,6 +50,8 @@ def _checked(dataset: "Dataset") -> "Dataset":
 
     if "Rows" not in dataset or "Columns" not in dataset:
         raise DicomError("DICOM without pixels")
+    # pydicom reads values when they are asked for: whoever asks next gets what is known to be good.
+    dataset.Rows, dataset.Columns = int(dataset.Rows), int(dataset.Columns)
     if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
         raise DicomError("DICOM with burned-in annotation")  # most often the patient's name
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -75,12 +77,13 @@ def dicom_image(dataset: "Dataset") -> Image.Image:
 @contextmanager
 def _errors_named() -> Iterator[None]:
     """pydicom meets hostile bytes with all of these."""
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
         yield
     except (
         InvalidDicomError,
+        BytesLengthException,
         AttributeError,  # a tag that must be there is not
         ArithmeticError,
         LookupError,

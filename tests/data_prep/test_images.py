@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.hashing import perceptual_hash
 from data_prep.images import ImageRejected, prepare_image
 from tests.data_prep.factories import RULES, decoded, encoded, picture
 from tests.real_data import real_data
@@ -27,12 +28,14 @@ def test_plain_small_files_keep_their_bytes(kind: str, mode: str, extension: str
     data = encoded(picture(mode=mode), kind)
     stored = prepare_image(data, RULES)
     assert stored.data == data
+    assert stored.phash == perceptual_hash(decoded(data))
     assert (stored.extension, stored.width, stored.height) == (extension, 64, 48)
 
 
 def test_large_images_are_scaled_by_their_short_side() -> None:
     stored = prepare_image(encoded(picture(1800, 1200), quality=95), RULES)
     assert (stored.width, stored.height) == decoded(stored.data).size == (768, 512)
+    assert (stored.phash ^ perceptual_hash(decoded(stored.data))).bit_count() <= 2  # JPEG
     reference = picture(1800, 1200).resize((768, 512), Image.Resampling.LANCZOS)
     difference = np.asarray(reference, float) - np.asarray(decoded(stored.data), float)
     assert abs(difference).mean() < 2
@@ -99,15 +102,6 @@ def test_cmyk_becomes_rgb() -> None:
     assert abs(difference).mean() < 6
 
 
-@pytest.mark.parametrize("bits", [12, 16])
-def test_deep_grey_is_shifted_to_eight_bits(bits: int) -> None:
-    values = np.linspace(0, 2**bits - 1, 64 * 48).reshape(48, 64).astype(np.uint16)
-    image = decoded(prepare_image(encoded(Image.fromarray(values), "PNG"), RULES).data)
-    assert image.mode == "L"
-    difference = np.asarray(image, float) - (values >> (bits - 8))
-    assert abs(difference).max() <= 4  # JPEG
-
-
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP"])
 def test_first_frame_of_several(kind: str) -> None:
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
@@ -141,7 +135,7 @@ def test_image_bomb_is_not_decoded() -> None:
         (b"\xff\xd8\xff\xe0 nothing", "image broken"),
         (encoded(picture())[:-400], "image broken"),
         (encoded(picture(), "PNG")[:-400], "image broken"),
-        (bytes(128) + b"DICM" + bytes(100), "DICOM file: convert it to an image first"),
+        (bytes(128) + b"DICM" + bytes(100), "DICOM without pixels"),
     ],
 )
 def test_rejected(data: bytes, reason: str) -> None:
@@ -173,10 +167,7 @@ def test_bytes_flipped_at_random_are_no_crash() -> None:
 
 EXPECTED = {
     "truncated.jpg": "image broken",
-    "CT_small.dcm": "DICOM",
-    "MR_small.dcm": "DICOM",
-    "MR_truncated.dcm": "DICOM",
-    "examples_rgb_color.dcm": "DICOM",
+    "MR_truncated.dcm": "image broken",
     "made_empty.jpg": "image file empty",
     "made_html_as.jpg": "not an image file",
 }

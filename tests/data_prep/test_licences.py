@@ -8,6 +8,10 @@ PLOS = (
     "This is an open-access article distributed under the terms of the Creative Commons "
     "Attribution License, which permits unrestricted use, distribution, and reproduction"
 )
+BMC = (
+    "This is an Open Access article: verbatim copying and redistribution of this article are "
+    "permitted in all media for any purpose, provided this notice is preserved"
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,10 @@ PLOS = (
             ["creativecommons.org/licenses/by/4.0/", "creativecommons.org/licenses/by-nc/4.0/"],
             "CC BY-NC 4.0",
         ),
+        ([BMC], "BMC verbatim"),
+        ([BMC.replace(" ", "\n ")], "BMC verbatim"),
+        ([BMC.replace("any purpose", "non-commercial purposes")], ""),
+        ([BMC, "http://creativecommons.org/licenses/by/2.0"], "CC BY 2.0"),
         (["TDM"], ""),
         (["All rights reserved."], ""),
         ([], ""),
@@ -43,6 +51,7 @@ def test_names(texts: list[str], name: str) -> None:
     [
         ("CC0 1.0", {"commercial", "noncommercial", "any"}),
         ("CC BY", {"commercial", "noncommercial", "any"}),
+        ("BMC verbatim", {"commercial", "noncommercial", "any"}),
         ("CC BY-ND 4.0", {"commercial", "noncommercial", "any"}),
         ("CC BY-NC-SA 3.0", {"noncommercial", "any"}),
         ("", {"any"}),
