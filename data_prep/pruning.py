@@ -24,9 +24,10 @@ def without(data: bytes, names: Sequence[str]) -> bytes:
         opening, closing = b"<" + name.encode(), b"</" + name.encode() + b">"
         start = data.find(opening)
         while start >= 0:
-            stop = data.find(closing, start) + len(closing)
-            if stop < start:
+            close = data.find(closing, start)
+            if close < 0:
                 break
+            stop = close + len(closing)
             if _is_simple(data, start, stop, opening) and not _overlaps(hidden, start, stop):
                 cuts.append((start, stop))
                 start = data.find(opening, stop)
@@ -47,9 +48,10 @@ def _hidden_spans(data: bytes) -> list[tuple[int, int]] | None:
         if spans and start < spans[-1][1]:
             continue
         end = next(end for begin, end in _ENDS if data.startswith(begin, start))
-        stop = data.find(end, start) + len(end)
-        if stop < start or (end == b">" and b"[" in data[start:stop]):
+        close = data.find(end, start)
+        if close < 0 or (end == b">" and b"[" in data[start:close]):
             return None
+        stop = close + len(end)
         spans.append((start, stop))
     return spans
 
