@@ -182,6 +182,8 @@ def figure_results(
         for number, hrefs in enumerate(figure.graphics or ((),)):
             key = next(keys)
             yield _picture(config, item, files, figure, hrefs, key, about | {"graphic": number + 1})
+    for _ in range(article.lost):
+        yield Reject(item.article, "", "", "figure", "figure lost in broken XML")
 
 
 def wanted_files(

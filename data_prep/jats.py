@@ -38,6 +38,7 @@ _NOT_PICTURES = {"fig", "fig-group", "caption", "label", "permissions", "attrib"
 _NOT_PICTURES |= {"supplementary-material", "disp-formula"}
 _UNREAD = ("ref-list", "table-wrap")
 """They hold no figures and no text that is quoted."""
+_FIGURE = re.compile(rb"<(?:\w+:)?fig[\s>]")
 _THUMBNAIL = re.compile(r"thumb|\d{2,3}x\d{2,3}", re.I)  # SciELO has content-type="scielo-267x140"
 _BORROWED = re.compile(
     r"\b(?:reprinted|reproduced|republished|used|adapted|modified|taken)\b[^.]{0,200}?"
@@ -89,6 +90,8 @@ class Article:
     figures: tuple[Figure, ...]
     recovered: bool
     """The XML was broken, and libxml2 mended it: text may be missing."""
+    lost: int = 0
+    """Figures that a broken file begins but that could not be read."""
 
 
 def parse_article(data: bytes, number: int = 0) -> Article:
@@ -101,7 +104,9 @@ def parse_article(data: bytes, number: int = 0) -> Article:
     if number >= len(articles):
         raise JatsError(f"article {number + 1} of the file is missing")
     root = articles[number]
-    return Article(read_metadata(root), tuple(_figures(root)), recovered)
+    figures = tuple(_figures(root))
+    begun = len(_FIGURE.findall(data)) if recovered and len(articles) == 1 else 0
+    return Article(read_metadata(root), figures, recovered, max(0, begun - len(figures)))
 
 
 def identify(data: bytes) -> list[Metadata]:

@@ -4,6 +4,7 @@ References and tables are half of an article, and parsing is most of the work. W
 exactly as well-formed as the whole file was, outside of the elements that are gone.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 _ENDS = ((b"<!--", b"-->"), (b"<![CDATA[", b"]]>"), (b"<?", b"?>"), (b"<!", b">"))
@@ -22,9 +23,10 @@ def without(data: bytes, names: Sequence[str]) -> bytes:
     cuts: list[tuple[int, int]] = []
     for name in names:
         opening, closing = b"<" + name.encode(), b"</" + name.encode() + b">"
-        start = data.find(opening)
+        start, close = data.find(opening), 0
         while start >= 0:
-            close = data.find(closing, start)
+            if close < start:  # else many opening tags before one closing tag would take for ever
+                close = data.find(closing, start)
             if close < 0:
                 break
             stop = close + len(closing)
@@ -81,4 +83,7 @@ def _is_simple(data: bytes, start: int, stop: int, opening: bytes) -> bool:
 
 
 def _overlaps(spans: list[tuple[int, int]], start: int, stop: int) -> bool:
-    return any(first < stop and start < last for first, last in spans)
+    """Whether one of the spans, which are sorted and apart, has a byte in common with another."""
+    next_one = bisect_right(spans, (start, start))
+    before = next_one > 0 and spans[next_one - 1][1] > start
+    return before or (next_one < len(spans) and spans[next_one][0] < stop)

@@ -90,3 +90,12 @@ def test_files_that_define_entities_are_left_alone() -> None:
 def test_other_encodings_are_left_alone() -> None:
     data = "<a><ref-list>r</ref-list></a>".encode("utf-16")
     assert without(data, NAMES) == data
+
+
+@pytest.mark.parametrize(
+    "pattern", ["<ref-list>", "<ref-list><fig/>", "<!---->", "<ref-list><!---->"]
+)
+@pytest.mark.timeout(20)
+def test_hostile_files_take_no_longer_than_others(pattern: str) -> None:
+    data = b"<a>" + pattern.encode() * 300_000 + b"</ref-list>" * 300_000 + b"</a>"
+    assert len(without(data, NAMES)) > 1_000_000
