@@ -1,5 +1,6 @@
 """What `pmc` and `jats` share: from one article's files to samples and rejects."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,11 +18,13 @@ from data_prep.build import (
     split_of,
 )
 from data_prep.captions import CaptionRejected, clean_caption
-from data_prep.images import ImageRejected, prepare_image
+from data_prep.images import ImageRejected
 from data_prep.jats import Article, Figure, JatsError, parse_article
+from data_prep.kinds import KINDS
 from data_prep.licences import Use, allows, licence_name
 from data_prep.metadata import BadRecord, is_true, read_record
-from data_prep.shards import FORMAT, SPLITS, VERSION, Reject, Sample, unique_keys
+from data_prep.pictures import Panels, Picture, PictureRules, pictures
+from data_prep.shards import FORMAT, SPLITS, VERSION, Reject, Sample, make_key, unique_keys
 from data_prep.sources import (
     FetchFailed,
     FileProblem,
@@ -43,6 +46,13 @@ class ArticleConfig(BuildConfig):
     """Figures to keep: `commercial` those that may be used commercially (CC0, CC BY, CC BY-SA,
     CC BY-ND), `noncommercial` also CC BY-NC..., `any` also those of unknown or other licence,
     which you may not be allowed to pass on."""
+    panels: Panels = "whole"
+    """Compound figures: `whole` keeps them as they are, `split` stores their panels, each with its
+    part of the caption, where caption and picture agree on what these are, `both` stores all."""
+    tag_kinds: bool = False
+    """Note in each sample's JSON what kind of image it probably is."""
+    kinds: tuple[str, ...] = ()
+    """Kinds to keep (image, plot, diagram, table, other); empty keeps all."""
     articles_per_shard: int = 256
     """Articles in a shard, between a half of this and this on average: 256 have about 1,000
     figures."""
@@ -51,6 +61,19 @@ class ArticleConfig(BuildConfig):
         super().__post_init__()
         if self.articles_per_shard < 1:
             raise ValueError(f"articles_per_shard={self.articles_per_shard}: set 1 or more")
+        unknown = sorted(set(self.kinds) - set(KINDS))
+        if unknown:
+            raise ValueError(f"kinds: no kind '{unknown[0]}'; the kinds are {', '.join(KINDS)}")
+
+    def picture_rules(self) -> PictureRules:
+        """What pictures.py needs to know."""
+        return PictureRules(
+            image=self.image_rules(),
+            panels=self.panels,
+            tag_kinds=self.tag_kinds,
+            kinds=self.kinds,
+            min_caption=self.min_caption,
+        )
 
 
 @dataclass(frozen=True)
@@ -175,15 +198,30 @@ def article_results(
 def figure_results(
     config: ArticleConfig, item: Item, files: Files, article: Article, record: dict[str, Any]
 ) -> Iterator[Sample | Reject]:
-    """One sample or one reject for every picture of every figure."""
-    keys = iter(unique_keys([(item.key, name) for name in _picture_names(article)]))
+    """One sample or one reject for every picture of every figure, or for every panel."""
+    keys = iter(figure_keys(item.key, list(_picture_names(article))))
     about = _about(article, record)
     for figure in article.figures:
         for number, hrefs in enumerate(figure.graphics or ((),)):
-            key = next(keys)
-            yield _picture(config, item, files, figure, hrefs, key, about | {"graphic": number + 1})
+            more = about | {"graphic": number + 1}
+            yield from _picture(config, item, files, figure, hrefs, next(keys), more)
     for _ in range(article.lost):
         yield Reject(item.article, "", "", "figure", "figure lost in broken XML")
+
+
+def figure_keys(article: str, names: Sequence[str]) -> list[str]:
+    """A key for each picture; none of them can be that of another one's panel.
+
+    A figure that is called like another one's panel (F1_pA beside F1) gets a hash at its end.
+    """
+    keys = unique_keys([(article, name) for name in names])
+    known = set(keys)
+    return [
+        make_key(key, fingerprint(key)[:12])
+        if re.search(r"_p[A-Za-z]$", key) and key[:-3] in known
+        else key
+        for key in keys
+    ]
 
 
 def wanted_files(
@@ -263,51 +301,75 @@ def _picture(
     hrefs: tuple[str, ...],
     key: str,
     about: dict[str, Any],
-) -> Sample | Reject:
-    """One picture of a figure."""
+) -> Iterator[Sample | Reject]:
+    """One picture of a figure: the whole, or its panels, or both."""
     where = (item.article, figure.id or figure.label, hrefs[0] if hrefs else "")
     licence = about["licence"] if figure.licence is None else figure.licence
+    found: list[str] = []
     if not hrefs:
-        return Reject(*where, "figure", "no graphic")
-    if not allows(licence, config.license):
-        return Reject(*where, "licence", f"licence {licence or 'unknown'}")
-    found = _best_file(hrefs, files.names())
+        problem = ("figure", "no graphic")
+    elif not allows(licence, config.license):
+        problem = ("licence", f"licence {licence or 'unknown'}")
+    else:
+        found = _best_file(hrefs, files.names())
+        problem = ("figure", "image file missing")
     if not found:
-        return Reject(*where, "figure", "image file missing")
+        yield Reject(*where, *problem)
+        return
     try:
         caption = clean_caption(figure.caption or figure.group_caption, config.min_caption)
-        image = prepare_image(files.read(found[0]), config.image_rules())
+        parts = pictures(files.read(found[0]), caption, config.picture_rules())
     except CaptionRejected as error:
-        return Reject(*where, "caption", str(error))
+        yield Reject(*where, "caption", str(error))
     except FetchFailed as error:
-        return Reject(*where, "fetch", str(error))
+        yield Reject(*where, "fetch", str(error))
     except (ImageRejected, FileProblem) as error:
-        return Reject(*where, "image", str(error))
+        yield Reject(*where, "image", str(error))
+    else:
+        image = (PurePosixPath(item.xml).parent / found[0]).as_posix()
+        record = about | _about_figure(figure) | {"image": image}
+        for part in parts:
+            if part.reason:
+                name = f"{where[1]} {part.panel}".strip()
+                yield Reject(item.article, name, where[2], "kind", part.reason)
+            else:
+                yield _sample(part, key, item.article, licence, record)
+
+
+def _sample(
+    picture: Picture, figure_key: str, article: str, licence: str, record: dict[str, Any]
+) -> Sample:
+    key, more = figure_key, picture.record
+    if picture.panel:
+        key, more = make_key(figure_key, f"p{picture.panel}"), more | {"figure_key": figure_key}
     return Sample(
         key=key,
-        image=image.data,
-        extension=image.extension,
-        width=image.width,
-        height=image.height,
-        phash=image.phash,
-        caption=caption,
-        article=item.article,
+        image=picture.image.data,
+        extension=picture.image.extension,
+        width=picture.image.width,
+        height=picture.image.height,
+        phash=picture.image.phash,
+        caption=picture.caption,
+        article=article,
         licence=licence,
-        record=about
-        | {
-            "figure": figure.id,
-            "label": figure.label,
-            "image": (PurePosixPath(item.xml).parent / found[0]).as_posix(),
-            "graphics": len(figure.graphics),
-            "group_label": figure.group_label,
-            "group_caption": figure.group_caption,
-            "sections": list(filter(None, figure.sections)),
-            "sub_article": figure.sub_article,
-            "language": figure.language,
-            "attribution": figure.attribution,
-            "mentions": list(figure.mentions),
-        },
+        record=record | more,
     )
+
+
+def _about_figure(figure: Figure) -> dict[str, Any]:
+    """The part of the samples' JSON that the pictures and panels of a figure share."""
+    return {
+        "figure": figure.id,
+        "label": figure.label,
+        "graphics": len(figure.graphics),
+        "group_label": figure.group_label,
+        "group_caption": figure.group_caption,
+        "sections": list(filter(None, figure.sections)),
+        "sub_article": figure.sub_article,
+        "language": figure.language,
+        "attribution": figure.attribution,
+        "mentions": list(figure.mentions),
+    }
 
 
 def _best_file(hrefs: tuple[str, ...], names: Sequence[str]) -> list[str]:

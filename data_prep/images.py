@@ -9,7 +9,9 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image, ImageOps
 
@@ -104,6 +106,34 @@ def prepare_image(data: bytes, rules: ImageRules) -> StoredImage:
     Raises:
         ImageRejected: not an image, broken, too small or too large.
     """
+    return _opened(data, rules, _prepared)
+
+
+def decode_image(data: bytes, rules: ImageRules) -> Image.Image:
+    """All pixels of an image file at its own size: grey or RGB, 8 bits, upright.
+
+    Raises:
+        ImageRejected: see `prepare_image`.
+    """
+    return _opened(data, rules, lambda image, kind, data, rules: _upright(image, None))
+
+
+def encode_image(image: Image.Image, rules: ImageRules) -> StoredImage:
+    """A grey or RGB picture, such as a part of a figure, in the form that shards hold."""
+    size = _target(image, rules)
+    plain = image if size is None else image.resize(size, Image.Resampling.LANCZOS)
+    return StoredImage(_jpeg(plain), "jpg", *plain.size, perceptual_hash(plain))
+
+
+Use = TypeVar("Use")
+
+
+def _opened(
+    data: bytes,
+    rules: ImageRules,
+    use: Callable[[Image.Image, str, bytes, ImageRules], Use],
+) -> Use:
+    """Open a file, check its size and hand image and format to `use`; all errors are rejects."""
     kind = image_format(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities that decode all the same
@@ -111,24 +141,26 @@ def prepare_image(data: bytes, rules: ImageRules) -> StoredImage:
             if kind == "DICOM":
                 dataset = open_dicom(data)
                 _check_size((dataset.Columns, dataset.Rows), rules)
-                return _store_anew(dicom_image(dataset), kind, rules)
+                return use(dicom_image(dataset), kind, data, rules)
             with Image.open(io.BytesIO(data), formats=[kind]) as image:
                 _check_size(image.size, rules)
-                if _storable(image, kind, rules):
-                    # Decode all of it: truncated files must not pass, and PNG chunks with
-                    # metadata may follow the pixels.
-                    image.load()
-                    if _harmless(image):
-                        return StoredImage(
-                            data, _EXTENSIONS[kind], *image.size, perceptual_hash(image)
-                        )
-                return _store_anew(image, kind, rules)
+                return use(image, kind, data, rules)
         except Image.DecompressionBombError:  # Pillow's own bound, met while opening
             raise ImageRejected(_too_large(rules)) from None
         except DicomError as error:
             raise ImageRejected(str(error)) from None
         except _DECODE_ERRORS:
             raise ImageRejected("image broken") from None
+
+
+def _prepared(image: Image.Image, kind: str, data: bytes, rules: ImageRules) -> StoredImage:
+    if _storable(image, kind, rules):
+        # Decode all of it: truncated files must not pass, and PNG chunks with metadata may
+        # follow the pixels.
+        image.load()
+        if _harmless(image):
+            return StoredImage(data, _EXTENSIONS[kind], *image.size, perceptual_hash(image))
+    return _store_anew(image, kind, rules)
 
 
 def _check_size(size: tuple[int, int], rules: ImageRules) -> None:
@@ -163,26 +195,42 @@ def _harmless(image: Image.Image) -> bool:
 
 def _store_anew(image: Image.Image, kind: str, rules: ImageRules) -> StoredImage:
     """Decode the first frame, scale it, and encode it as JPEG or PNG without metadata."""
-    width, height = image.size
-    scale = min(1.0, rules.short_side / min(width, height))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if scale < 1:
+    size = _target(image, rules)
+    if size is not None:
         # JPEGs come out of the decoder already halved; twice the target keeps Lanczos sharp.
         image.draft(None, (2 * size[0], 2 * size[1]))
-    plain = to_eight_bits(image)
-    orientation = image.getexif().get(_ORIENTATION)  # after decoding: Pillow turns TIFFs itself
-    if scale < 1:
-        plain = plain.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if orientation not in (None, 1):
-        plain.getexif()[_ORIENTATION] = orientation
-        plain = ImageOps.exif_transpose(plain)
-    jpeg = _encode(plain, "JPEG", quality=92, subsampling="4:2:0", optimize=True)
-    phash = perceptual_hash(plain)
-    if kind in _LOSSLESS and scale == 1:
+    plain = _upright(image, size)
+    jpeg, phash = _jpeg(plain), perceptual_hash(plain)
+    if kind in _LOSSLESS and size is None:
         png = _encode(plain, "PNG")
         if len(png) <= len(jpeg):
             return StoredImage(png, "png", *plain.size, phash)
     return StoredImage(jpeg, "jpg", *plain.size, phash)
+
+
+def _target(image: Image.Image, rules: ImageRules) -> tuple[int, int] | None:
+    """Width and height to scale an image to; None if it is small enough."""
+    width, height = image.size
+    scale = rules.short_side / min(width, height)
+    if scale >= 1:
+        return None
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Decoded to 8 bits, scaled to `size` if there is one, turned as its metadata say."""
+    plain = to_eight_bits(image)
+    orientation = image.getexif().get(_ORIENTATION)  # after decoding: Pillow turns TIFFs itself
+    if size is not None:
+        plain = plain.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if orientation not in (None, 1):
+        plain.getexif()[_ORIENTATION] = orientation
+        plain = ImageOps.exif_transpose(plain)
+    return plain
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    return _encode(image, "JPEG", quality=92, subsampling="4:2:0", optimize=True)
 
 
 def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
