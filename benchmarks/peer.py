@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,14 +32,14 @@ PINS = (
 WORKER = Path(__file__).with_name("open_clip_worker.py")
 
 
-def make_environment(folder: Path) -> Path:
-    """The interpreter of the peer's environment, made if it is not there or has other pins.
+def make_environment(folder: Path, packages: Sequence[str] = PINS) -> Path:
+    """The interpreter of a peer's environment, made if it is not there or has other pins.
 
     Raises:
         UserError: it can't be made, for want of a network, say.
     """
     python = folder / "bin" / "python"
-    mark, pins = folder / "pins.txt", "\n".join((sys.executable, *PINS))
+    mark, pins = folder / "pins.txt", "\n".join((sys.executable, *packages))
     if mark.is_file() and mark.read_text(encoding="utf-8") == pins:
         return python
     _call([sys.executable, "-m", "venv", "--clear", str(folder)])
@@ -47,7 +48,7 @@ def make_environment(folder: Path) -> Path:
     outer.write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     # What the outer environment has already would otherwise count as installed.
     install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed"]
-    _call([*install, *PINS])
+    _call([*install, *packages])
     mark.write_text(pins, encoding="utf-8")
     return python
 
@@ -62,9 +63,10 @@ def _call(command: list[str]) -> None:
 class Peer:
     """The running worker; a context manager that ends it."""
 
-    def __init__(self, python: Path) -> None:
+    def __init__(self, python: Path, worker: Path = WORKER) -> None:
+        self.worker = worker
         self.process = subprocess.Popen(
-            [str(python), str(WORKER)],
+            [str(python), str(worker)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -85,7 +87,7 @@ class Peer:
         self.process.wait()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One epoch; the request and the answer are documented in open_clip_worker.py."""
+        """One round; the worker's file documents requests and answers."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -96,6 +98,6 @@ class Peer:
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
-            raise UserError(f"{WORKER.name} ended with status {status}; its error is above")
+            raise UserError(f"{self.worker.name} ended with status {status}; its error is above")
         answer: dict[str, Any] = json.loads(line)
         return answer

