@@ -136,7 +136,7 @@ async def _read_once(session: aiohttp.ClientSession, url: str, ticket: Ticket, m
         check_status(reply)
         size = reply.content_length
         if size is None:
-            raise FileProblem("download failed: reply without a length")
+            raise FetchFailed("download failed: reply without a length")
         if not ticket.take(size):
             raise NoRoom(size)
         try:

@@ -17,6 +17,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from tests.data_prep.factories import prepare, tree
+
+QUICK = ("first_wait=0.01", "timeout=0.4", "val_fraction=0.2", "test_fraction=0.2")
+"""Keys of `pmc` for a bucket on this machine."""
 SLOW = 1.5
 """Seconds by which the fault `slow` delays; tests set their timeout well below."""
 
@@ -123,7 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "reset":
             linger = struct.pack("ii", 1, 0)  # close without the usual farewell
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.close_connection = True
             self.connection.close()
+            self.rfile.close()  # the socket closes with its last file
         elif fault in ("cut", "stall"):
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -209,3 +215,33 @@ def write_inventory(
     manifest = {"fileSchema": "Bucket, Key, LastModifiedDate, ETag", "files": files}
     (base / date / "manifest.json").write_text(json.dumps(manifest))
     return date
+
+
+def with_media(root: Path) -> Path:
+    """Add the MD5 URLs of its files to each article's JSON."""
+    for folder in root.glob("PMC*"):
+        path = folder / f"{folder.name}.json"
+        if path.is_file():
+            base = f"s3://pmc-oa-opendata/{folder.name}"
+            files = {file.name: md5(file.read_bytes()) for file in sorted(folder.iterdir())}
+            record = json.loads(path.read_text())
+            xml = f"{folder.name}.xml"
+            record["xml_url"] = f"{base}/{xml}?md5={files.get(xml, '')}"
+            media = [f"{base}/{n}?md5={m}" for n, m in files.items() if not n.startswith("PMC")]
+            path.write_text(json.dumps(record | {"media_urls": media}))
+    return root
+
+
+def from_server(bucket: Bucket, out: Path, *more: str) -> None:
+    """`pmc` over HTTP."""
+    prepare("pmc", f"source={bucket.url}", f"out={out}", *QUICK, *more)
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    """What a run makes, without what tells where the articles came from."""
+    return {
+        name: data
+        for name, data in tree(out).items()
+        if name.endswith((".tar", "index.parquet", "rejects.parquet"))
+        and not name.startswith("units")
+    }

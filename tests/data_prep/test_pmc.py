@@ -1,14 +1,19 @@
-"""The stage `pmc` over HTTP, fsspec and from folders: faults, filters, work lists, sync."""
+"""The stage `pmc` over HTTP, fsspec and from folders: equal shards, faults, bounds."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from data_prep.__main__ import main
-from tests.data_prep.bucket_server import Bucket, serve, write_inventory
+from tests.data_prep.bucket_server import (
+    QUICK,
+    Bucket,
+    from_server,
+    shards,
+    with_media,
+    write_inventory,
+)
 from tests.data_prep.factories import (
     encoded,
     manifest_of,
@@ -17,53 +22,9 @@ from tests.data_prep.factories import (
     rejects_of,
     rows_of,
     tree,
-    write_pmc,
     write_pmc_article,
 )
-
-QUICK = ("first_wait=0.01", "timeout=0.4", "val_fraction=0.2", "test_fraction=0.2")
-FORMS = ("inventory-reports", "metadata")
-
-
-def with_media(root: Path) -> Path:
-    """Add the MD5 URLs of its files to each article's JSON."""
-    from tests.data_prep.bucket_server import md5
-
-    for folder in root.glob("PMC*"):
-        path = folder / f"{folder.name}.json"
-        if path.is_file():
-            base = f"s3://pmc-oa-opendata/{folder.name}"
-            files = {file.name: md5(file.read_bytes()) for file in sorted(folder.iterdir())}
-            record = json.loads(path.read_text())
-            xml = f"{folder.name}.xml"
-            record["xml_url"] = f"{base}/{xml}?md5={files.get(xml, '')}"
-            media = [f"{base}/{n}?md5={m}" for n, m in files.items() if not n.startswith("PMC")]
-            path.write_text(json.dumps(record | {"media_urls": media}))
-    return root
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Iterator[Bucket]:
-    """A bucket of 12 articles with two figures each, and its inventory."""
-    root = with_media(write_pmc(tmp_path / "bucket", 12, 2))
-    write_inventory(root)
-    with serve(root, page=7) as server:
-        yield server
-
-
-def shards(out: Path) -> dict[str, bytes]:
-    """What a run makes, without what tells where the articles came from."""
-    return {
-        name: data
-        for name, data in tree(out).items()
-        if name.endswith((".tar", "index.parquet", "rejects.parquet"))
-        and not name.startswith("units")
-    }
-
-
-def from_server(bucket: Bucket, out: Path, *more: str) -> None:
-    """`pmc` over HTTP."""
-    prepare("pmc", f"source={bucket.url}", f"out={out}", *QUICK, *more)
+from vlp.config import UserError
 
 
 def test_http_fsspec_and_folders_give_equal_shards(bucket: Bucket, tmp_path: Path) -> None:
@@ -127,6 +88,7 @@ def test_faults_that_pass(bucket: Bucket, tmp_path: Path, key: str, fault: str) 
     from_server(bucket, tmp_path / "ill")
     assert shards(tmp_path / "ill") == shards(tmp_path / "well")
     assert bucket.requests[key] == 3
+    assert not bucket.faults[key]
     assert bucket.requests["PMC1.1/g1.jpg"] == 1
 
 
@@ -150,13 +112,15 @@ def test_faults_that_stay(
     bucket: Bucket, tmp_path: Path, fault: str, reason: str, requests: int
 ) -> None:
     """The figure is rejected with the reason, all others are there, and once."""
-    bucket.faults["PMC2.1/g1.jpg"] = [fault] * 6
+    bucket.faults["PMC2.1/g1.jpg"] = [fault] * 20
     from_server(bucket, tmp_path / "out")
     stage = "figure" if fault == "404" else "fetch"
     assert rejects_of(tmp_path / "out") == [("PMC2.1", "F1", "g1.jpg", stage, reason)]
     keys = [row["key"] for row in rows_of(tmp_path / "out")]
     assert len(keys) == len(set(keys)) == 23
-    assert bucket.requests["PMC2.1/g1.jpg"] == requests
+    asked = bucket.requests["PMC2.1/g1.jpg"]
+    # aiohttp asks again by itself where a connection that it had kept open turns out to be dead.
+    assert requests <= asked <= (2 * requests if fault == "reset" else requests)
     assert bucket.requests["elsewhere"] == 0
 
 
@@ -172,7 +136,7 @@ def test_faults_that_stay(
 def test_articles_that_cannot_be_had(
     bucket: Bucket, tmp_path: Path, key: str, fault: str, reason: str
 ) -> None:
-    bucket.faults[key] = [fault] * 6
+    bucket.faults[key] = [fault] * 20
     from_server(bucket, tmp_path / "out")
     [reject] = rejects_of(tmp_path / "out")
     stage = "article" if fault == "404" else "fetch"
@@ -216,7 +180,8 @@ def test_the_xml_is_fetched_only_if_the_json_passes(bucket: Bucket, tmp_path: Pa
     write_pmc_article(root, 22, license_code="CC BY-NC")
     write_pmc_article(root, 23, citation="Ann Surg. 1931 May;93(5):1001")
     write_inventory(root)
-    from_server(bucket, tmp_path / "out", "license=commercial", "since=2000", "until=2020-06")
+    with pytest.raises(UserError, match="no sample was written"):
+        from_server(bucket, tmp_path / "out", "license=commercial", "since=2000", "until=2020-06")
     for number in (20, 21, 22, 23):
         assert bucket.requests[f"metadata/PMC{number}.1.json"] == 1
         assert bucket.requests[f"PMC{number}.1/PMC{number}.1.xml"] == 0
