@@ -5,6 +5,7 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.runners import UnitsFailed
 from vlp.config import UserError, load_config, run_program
 
 
@@ -23,6 +24,8 @@ STAGES = {
     "jats": Stage("data_prep.packages", "JatsConfig", "JATS articles with figure files -> shards"),
     "table": Stage("data_prep.tables", "TableConfig", "image paths and captions -> shards"),
     "index": Stage("data_prep.indexing", "IndexConfig", "tars made by others -> index, manifest"),
+    "curate": Stage("data_prep.curate", "CurateConfig", "filters, duplicates, leakage, selection"),
+    "card": Stage("data_prep.card", "CardConfig", "card.html and card.json of a shard folder"),
     "check": Stage("data_prep.checking", "CheckConfig", "compare shards with their manifest"),
 }
 _TAKES_FOLDER = ("index", "check")  # DIR may stand for source=DIR
@@ -46,7 +49,11 @@ def main(argv: list[str]) -> None:
     stage = STAGES[name]
     module = importlib.import_module(stage.module)
     config_class = getattr(module, stage.config)
-    module.run(load_config(config_class, arguments, f"python -m data_prep {name}"))
+    config = load_config(config_class, arguments, f"python -m data_prep {name}")
+    try:
+        module.run(config)
+    except UnitsFailed as error:
+        raise SystemExit(f"error: {error}") from None  # printed to standard error, status 1
 
 
 def _is_folder(argument: str) -> bool:

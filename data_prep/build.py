@@ -1,58 +1,94 @@
 """From a plan to a shard folder: runs what is not yet done, then writes index and manifest.
 
-Every stage that makes shards plans deterministic units. A unit is one shard of one split, written
-atomically together with its sidecar in `units/`; a unit whose sidecar carries the same fingerprint
-is skipped, so a killed run continues where it was. The manifest comes last.
+Every stage that makes shards plans deterministic units (units.py) and hands them to `build`. A unit
+whose sidecar carries the same fingerprint is skipped, so a killed run continues where it was; a
+unit that fails stops no other. The manifest comes last, and only when all units are done.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
 
 from data_prep.images import ImageRules
-from data_prep.runners import core_count, run_units
-from data_prep.shards import (
-    FORMAT,
-    INDEX,
-    INDEX_SCHEMA,
-    MANIFEST,
-    REJECTS,
-    SPLITS,
-    VERSION,
-    Reject,
-    Sample,
-    ShardEntry,
-    ShardWriter,
-    index_table,
-    reject_tables,
-    write_json,
-    write_manifest,
-    write_table,
+from data_prep.progress import Meter
+from data_prep.ray_runner import RayWorkers
+from data_prep.runners import Outcome, attempt_all, local_workers, shown
+from data_prep.shards import FORMAT, SPLITS, VERSION
+from data_prep.slurm import Job, SlurmOptions, submit, write_job
+from data_prep.units import (
+    Plan,
+    Produce,
+    Unit,
+    UnitMaker,
+    UnitReport,
+    claim,
+    finish,
+    follow,
+    prepare,
 )
-from vlp.config import UserError, to_dict
+from vlp.config import to_dict
 
-BUILD = 1
+__all__ = [
+    "BuildConfig",
+    "OutputConfig",
+    "Plan",
+    "Produce",
+    "Unit",
+    "build",
+    "fingerprint",
+    "hash_fraction",
+    "make_units",
+    "provenance",
+    "split_of",
+]
+
+BUILD = 2
 """Raise it when a change of the code changes what shards hold: finished units are then redone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig:
-    """What all stages that make shards have in common."""
+class OutputConfig:
+    """What all stages that write shards have in common: where, and by which workers."""
 
-    NOT_PROVENANCE: ClassVar[frozenset[str]] = frozenset({"out", "workers"})
+    NOT_PROVENANCE: ClassVar[frozenset[str]] = frozenset(
+        {"out", "workers", "runner", "retries", "report_every", "ray_address", "slurm"}
+    )
     """Keys that decide where and how fast, not what the shards hold; stages add theirs."""
 
     out: str
     """Folder for the shards; a run that was killed continues in it."""
+    workers: int = 0
+    """Worker processes; 0 takes one for each core, 1 works in the main process itself. Under Slurm
+    and Ray, slurm.cpus and Ray's cluster decide."""
+    runner: Literal["local", "slurm", "ray"] = "local"
+    """`local` works on this machine, `slurm` submits an array of jobs and a job that finishes,
+    `ray` uses a Ray cluster; the shards are the same. See docs/runners.md."""
+    retries: int = 2
+    """How often a unit that failed, or whose worker was killed, is tried again."""
+    report_every: float = 30.0
+    """Seconds between two lines of progress where the output is no terminal."""
+    ray_address: str = ""
+    """Ray cluster for runner=ray; empty takes RAY_ADDRESS, or starts Ray on this machine."""
+    slurm: SlurmOptions = field(default_factory=SlurmOptions)
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers}: set 0 (all cores) or more")
+        if self.retries < 0:
+            raise ValueError(f"retries={self.retries}: set 0 or more")
+        if self.report_every <= 0:
+            raise ValueError(f"report_every={self.report_every}: set a number of seconds above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(OutputConfig):
+    """What all stages that make shards from images and captions have in common."""
+
     seed: int = 0
     """Decides the splits and the order of samples."""
     val_fraction: float = 0.05
@@ -67,16 +103,13 @@ class BuildConfig:
     """Images that declare more pixels than this are rejected before they are decoded."""
     min_caption: int = 5
     """Captions with fewer characters are rejected."""
-    workers: int = 0
-    """Worker processes; 0 takes one for each core."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.val_fraction, self.test_fraction) < 0:
             raise ValueError("val_fraction and test_fraction: set both to 0 or more")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction: set them below 1, train needs the rest")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers}: set 0 (all cores) or more")
         if not 1 <= self.min_side <= self.short_side:
             raise ValueError("min_side: set it between 1 and short_side")
 
@@ -85,41 +118,6 @@ class BuildConfig:
         return ImageRules(
             short_side=self.short_side, min_side=self.min_side, max_pixels=self.max_pixels
         )
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The work for one shard."""
-
-    name: str
-    """Name of the shard without `.tar`: SPLIT-NUMBER."""
-    split: str
-    items: tuple[Any, ...]
-    fingerprint: str
-    """Hash of everything that decides the shard's content."""
-
-
-@dataclass(frozen=True)
-class UnitReport:
-    """What a finished unit tells the progress bar."""
-
-    samples: int
-    rejected: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All units of a run, and what the manifest will say about it."""
-
-    stage: str
-    units: tuple[Unit, ...]
-    inputs: dict[str, Any]
-    rejects: tuple[Reject, ...] = field(default=())
-    """What was dropped before any unit could see it."""
-
-
-Produce = Callable[[Any, Unit], Iterator[Sample | Reject]]
-"""Turns a unit into samples and rejects; a module-level function, since it goes to processes."""
 
 
 def hash_fraction(seed: int, name: str) -> float:
@@ -137,12 +135,19 @@ def split_of(config: BuildConfig, group: str) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 over the JSON form of `parts`."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+    """SHA-256 over the JSON form of `parts`; dataclasses count as dictionaries."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=_as_dict)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def provenance(config: BuildConfig) -> dict[str, Any]:
+def _as_dict(value: Any) -> dict[str, Any]:
+    # dataclasses.asdict copies deeply, which takes minutes for millions of articles.
+    if not is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    return {entry.name: getattr(value, entry.name) for entry in fields(value)}
+
+
+def provenance(config: OutputConfig) -> dict[str, Any]:
     """The settings that decide what the shards hold."""
     return {
         key: value for key, value in to_dict(config).items() if key not in config.NOT_PROVENANCE
@@ -150,7 +155,7 @@ def provenance(config: BuildConfig) -> dict[str, Any]:
 
 
 def make_units(
-    config: BuildConfig, stage: str, splits: dict[str, list[Any]], size: int
+    config: OutputConfig, stage: str, splits: dict[str, list[Any]], size: int
 ) -> tuple[Unit, ...]:
     """Cut each split's items into units of at most `size`, evenly, in the order given.
 
@@ -163,126 +168,43 @@ def make_units(
         count = -(-len(items) // size)
         for number in range(count):
             part = tuple(items[len(items) * number // count : len(items) * (number + 1) // count])
-            mark = fingerprint(FORMAT, VERSION, BUILD, stage, settings, [asdict(x) for x in part])
+            mark = fingerprint(FORMAT, VERSION, BUILD, stage, settings, part)
             units.append(Unit(f"{split}-{number:05d}", split, part, mark))
     return tuple(units)
 
 
-def build(config: BuildConfig, plan: Plan, produce: Produce) -> dict[str, Any]:
+def build(config: OutputConfig, plan: Plan, produce: Produce) -> dict[str, Any] | None:
     """Run the units that are not done, write index, rejects and manifest, print a summary.
 
     Returns:
-        The manifest.
+        The manifest; None where the work was handed to Slurm.
+
+    Raises:
+        UnitsFailed: units failed in every attempt; the others are done, and there is no manifest.
+        UserError: another run works in `out`, or there is not one sample.
     """
-    out, console = Path(config.out), Console()
-    pending = _prepare(out, plan)
-    done = len(plan.units) - len(pending)
-    if done:
-        console.print(f"{done} of {len(plan.units)} units were done before")
-    work = partial(_make_unit, out, config, produce)
-    for _ in run_units(work, pending, config.workers or core_count(), console):
-        pass  # what a unit made is in its sidecar
-    manifest = _finish(out, plan, provenance(config))
-    print_summary(manifest, out, console)
-    if not manifest["samples"]:
-        raise UserError(f"{out}: no sample was written; the table above says why")
-    return manifest
+    out, console, settings = Path(config.out), Console(), provenance(config)
+    mark = fingerprint(plan.stage, [(unit.name, unit.fingerprint) for unit in plan.units])
+    with claim(out, plan) as lock:
+        pending = prepare(out, plan, mark)
+        if done := len(plan.units) - len(pending):
+            console.print(f"{done} of {len(plan.units)} units were done before")
+        if not pending or config.runner != "slurm":
+            outcomes = _outcomes(config, UnitMaker(out, config, produce, lock), pending)
+            meter = Meter(len(pending), plan.noun)
+            follow(out, shown(outcomes, meter, console, config.report_every), len(plan.units))
+            return finish(out, plan, settings, console)
+        job = Job(out.resolve(), mark, plan, settings, config, produce)
+        folder = write_job(job, pending)
+    submit(folder, config.slurm, console)  # after the lock: the jobs may start at once
+    return None
 
 
-def print_summary(manifest: dict[str, Any], out: Path, console: Console) -> None:
-    """A small table: samples and bytes for each split, then rejects by reason."""
-    table = Table("split")
-    for heading in ("shards", "samples", "MB"):
-        table.add_column(heading, justify="right")
-    for split in SPLITS:
-        shards = [shard for shard in manifest["shards"] if shard["split"] == split]
-        size = sum(shard["bytes"] for shard in shards) / 1e6
-        table.add_row(split, f"{len(shards):,}", f"{manifest['splits'][split]:,}", f"{size:,.1f}")
-    if manifest["rejected"]:
-        table.add_section()
-        for reason, count in manifest["rejected"].items():
-            table.add_row(f"rejected: {reason}", "", f"{count:,}", "")
-    console.print(table)
-    console.print(f"written to {out}", soft_wrap=True)
-
-
-def _prepare(out: Path, plan: Plan) -> list[Unit]:
-    """Clear what earlier runs left behind and is not part of the plan; return what is to do."""
-    sidecars = out / "units"
-    planned = {unit.name for unit in plan.units}
-    ours = {path.stem for path in sidecars.glob("*.json")}
-    known = ours | planned if sidecars.is_dir() else set()
-    strangers = sorted(path.name for path in out.glob("*.tar") if path.stem not in known)
-    if strangers:
-        raise UserError(f"{out}: holds {strangers[0]} of another origin; choose an empty folder")
-    try:
-        sidecars.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be made a folder: {error.strerror}") from None
-    for leftover in (*out.glob("*.tmp"), *sidecars.glob("*.tmp")):
-        leftover.unlink()
-    pending = [unit for unit in plan.units if not _is_done(out, unit)]
-    if pending or ours - planned:
-        for name in (MANIFEST, INDEX, REJECTS):  # the manifest first: it vouches for the others
-            (out / name).unlink(missing_ok=True)
-    for name in ours - planned:
-        for path in (sidecars / f"{name}.json", sidecars / f"{name}.parquet", out / f"{name}.tar"):
-            path.unlink(missing_ok=True)
-    return pending
-
-
-def _is_done(out: Path, unit: Unit) -> bool:
-    sidecar = out / "units" / f"{unit.name}.json"
-    if not (sidecar.is_file() and sidecar.with_suffix(".parquet").is_file()):
-        return False
-    content = json.loads(sidecar.read_text(encoding="utf-8"))
-    if content["fingerprint"] != unit.fingerprint:
-        return False
-    shard = out / f"{unit.name}.tar"
-    size = content["shard"]["bytes"] if content["shard"] else None
-    return size == (shard.stat().st_size if shard.is_file() else None)
-
-
-def _make_unit(out: Path, config: BuildConfig, produce: Produce, unit: Unit) -> UnitReport:
-    """Write one shard and, after it, its sidecar."""
-    sidecar = out / "units" / f"{unit.name}.json"
-    sidecar.unlink(missing_ok=True)  # an old one must not vouch for the new shard
-    shard = out / f"{unit.name}.tar"
-    rejects: list[Reject] = []
-    with ShardWriter(shard, unit.split) as writer:
-        for result in produce(config, unit):
-            if isinstance(result, Reject):
-                rejects.append(result)
-            else:
-                writer.write(result)
-    entry: ShardEntry | None = writer.entry()
-    if not writer.rows:
-        shard.unlink()
-        entry = None
-    write_table(sidecar.with_suffix(".parquet"), INDEX_SCHEMA, [index_table(writer.rows)])
-    shard_record = asdict(entry) if entry else None
-    write_json(
-        sidecar, {"fingerprint": unit.fingerprint, "shard": shard_record, "rejects": rejects}
-    )
-    return UnitReport(len(writer.rows), len(rejects))
-
-
-def _finish(out: Path, plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
-    """Join the sidecars into index.parquet, rejects.parquet and manifest.json."""
-    shards: list[ShardEntry] = []
-    rejects = list(plan.rejects)
-    units = sorted(plan.units, key=lambda unit: unit.name)
-    for unit in units:
-        sidecar = json.loads((out / "units" / f"{unit.name}.json").read_text(encoding="utf-8"))
-        rejects += [Reject(*row) for row in sidecar["rejects"]]
-        if sidecar["shard"]:
-            shards.append(ShardEntry(**sidecar["shard"]))
-    write_table(out / INDEX, INDEX_SCHEMA, _unit_tables(out, units))
-    return write_manifest(
-        out, shards, reject_tables(rejects), stage=plan.stage, config=settings, inputs=plan.inputs
-    )
-
-
-def _unit_tables(out: Path, units: Sequence[Unit]) -> Iterable[pa.Table]:
-    for unit in units:
-        yield pq.read_table(out / "units" / f"{unit.name}.parquet", schema=INDEX_SCHEMA)
+def _outcomes(
+    config: OutputConfig, maker: UnitMaker, pending: list[Unit]
+) -> Iterator[Outcome[Unit, UnitReport]]:
+    if not pending:
+        return iter(())
+    if config.runner == "ray":
+        return attempt_all(RayWorkers(maker, config.ray_address), pending, config.retries)
+    return attempt_all(local_workers(maker, config.workers), pending, config.retries)

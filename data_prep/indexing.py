@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, Literal
 from PIL import Image
 from rich.console import Console
 
-from data_prep.build import print_summary
 from data_prep.images import ImageRejected, image_format
-from data_prep.runners import core_count, run_units
+from data_prep.progress import Meter
+from data_prep.runners import attempt_all, local_workers, results, shown
 from data_prep.shards import (
     INDEX,
     INDEX_SCHEMA,
@@ -26,9 +26,11 @@ from data_prep.shards import (
     ShardEntry,
     index_table,
     read_manifest,
+    reject_tables,
     write_manifest,
     write_table,
 )
+from data_prep.units import print_summary
 from vlp.config import UserError, to_dict
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "gif", "bmp")
@@ -67,6 +69,16 @@ class ShardScan:
     rejects: list[Reject]
 
     @property
+    def items(self) -> int:
+        """It is one tar."""
+        return 1
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tar."""
+        return self.entry.bytes
+
+    @property
     def samples(self) -> int:
         """Samples that can be read."""
         return len(self.rows)
@@ -94,18 +106,17 @@ def run(config: IndexConfig) -> None:
     if not shards:
         raise UserError(f"{folder}: holds no .tar files")
     console = Console()
-    scan_shard = partial(_scan, folder, config)
-    scans = sorted(
-        run_units(scan_shard, shards, config.workers or core_count(), console),
-        key=lambda scan: scan.entry.name,
-    )
+    workers = local_workers(partial(_scan, folder, config), config.workers)
+    outcomes = attempt_all(workers, shards, retries=0)
+    seen = shown(outcomes, Meter(len(shards), "tars"), console, every=30.0)
+    scans = sorted(results(seen), key=lambda scan: scan.entry.name)
     (folder / MANIFEST).unlink(missing_ok=True)
     write_table(folder / INDEX, INDEX_SCHEMA, (index_table(scan.rows) for scan in scans))
     settings = {key: value for key, value in to_dict(config).items() if key != "workers"}
     manifest = write_manifest(
         folder,
         [scan.entry for scan in scans],
-        [reject for scan in scans for reject in scan.rejects],
+        reject_tables(reject for scan in scans for reject in scan.rejects),
         stage="index",
         config=settings,
         inputs={"shards": len(scans), "bytes": sum(scan.entry.bytes for scan in scans)},

@@ -6,12 +6,14 @@ final name only when it is whole.
 """
 
 import hashlib
+import itertools
 import json
 import os
+import platform
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -187,8 +189,8 @@ class ShardWriter:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where to write before `os.replace`; the process id keeps two runs from sharing a file."""
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Where to write before `os.replace`; host and process keep two writers from sharing a file."""
+    return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -209,14 +211,19 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """Write tables one after the other into one Parquet file, atomically, in large row groups."""
+    """Write tables one after the other into one Parquet file, atomically, in large row groups.
+
+    No more than one row group is held in memory, however many tables there are.
+    """
     with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         waiting: list[pa.Table] = []
+        rows = 0
         for table in tables:
             waiting.append(table)
-            if sum(len(part) for part in waiting) >= _ROW_GROUP:
+            rows += len(table)
+            if rows >= _ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
-                waiting = []
+                waiting, rows = [], 0
         if waiting:
             writer.write_table(pa.concat_tables(waiting))
 
@@ -226,20 +233,40 @@ def index_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMA)
 
 
+def reject_tables(rejects: Iterable[Reject]) -> Iterator[pa.Table]:
+    """Rejects as tables of the contract's columns, a row group each."""
+    rest = iter(rejects)
+    while part := list(itertools.islice(rest, _ROW_GROUP)):
+        columns = dict(zip(Reject._fields, zip(*part, strict=True), strict=True))
+        yield pa.Table.from_pydict(columns, schema=REJECT_SCHEMA)
+
+
 def write_manifest(
     folder: Path,
     shards: Sequence[ShardEntry],
-    rejects: Sequence[Reject],
+    rejects: Iterable[pa.Table],
     *,
     stage: str,
     config: dict[str, Any],
     inputs: dict[str, Any],
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write rejects.parquet and then, last of all files, manifest.json; return the manifest."""
-    table = pa.Table.from_pylist([reject._asdict() for reject in rejects], schema=REJECT_SCHEMA)
-    write_table(folder / REJECTS, REJECT_SCHEMA, [table])
-    reasons = Counter(reject.reason for reject in rejects)
-    manifest = {
+    """Write rejects.parquet and then, last of all files, manifest.json; return the manifest.
+
+    Args:
+        rejects: tables as `reject_tables` makes them, read once.
+        extra: more entries of the manifest; they may not replace those of the contract.
+    """
+    reasons: Counter[str] = Counter()
+
+    def counted() -> Iterator[pa.Table]:
+        for table in rejects:
+            for group in table["reason"].value_counts().to_pylist():
+                reasons[group["values"]] += group["counts"]
+            yield table
+
+    write_table(folder / REJECTS, REJECT_SCHEMA, counted())
+    manifest = dict(extra or {}) | {
         "format": FORMAT,
         "version": VERSION,
         "samples": sum(shard.samples for shard in shards),
