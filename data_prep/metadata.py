@@ -48,8 +48,8 @@ def media_of(record: dict[str, Any], article: str) -> list[Media] | None:
     found = {}
     for url in urls or []:
         match = _MEDIA.fullmatch(url) if isinstance(url, str) else None
-        if match and match["path"].startswith(f"{article}/"):
-            name = match["path"].removeprefix(f"{article}/")
+        folder, _, name = match["path"].partition("/") if match else ("", "", "")
+        if match and folder == article and name:
             found[name] = Media(name, match["md5"] or "")
     return [found[name] for name in sorted(found)]
 

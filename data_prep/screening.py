@@ -80,8 +80,9 @@ def filter_article(config: ScreeningConfig, article: Article) -> None:
         Dropped: by which filter.
     """
     meta = article.metadata
-    if config.languages and not _speaks(meta.language, config.languages):
-        raise Dropped("filter", f"language {meta.language.lower()}")
+    language = meta.language.lower() or "en"  # as JATS has it where a file says nothing
+    if config.languages and not _speaks(language, config.languages):
+        raise Dropped("filter", f"language {language}")
     if config.article_types and meta.article_type not in config.article_types:
         raise Dropped("filter", f"article type {meta.article_type or 'unknown'}")
     if (config.since or config.until) and not meta.date:
@@ -95,5 +96,5 @@ def filter_article(config: ScreeningConfig, article: Article) -> None:
 
 def _speaks(language: str, wanted: list[str]) -> bool:
     """`en` takes `en-GB`, and letter case does not matter."""
-    code = language.lower().replace("_", "-")
+    code = language.replace("_", "-")
     return any(code == w.lower() or code.startswith(f"{w.lower()}-") for w in wanted)
