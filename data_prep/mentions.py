@@ -115,9 +115,10 @@ def _series(figure: Cited) -> _Series:
 def _between(first: int, last: int, series: list[_Series]) -> list[int]:
     """The figures between two, by their numbers where they are counted together, else by place."""
     one, other = series[first], series[last]
-    if one.number is None or other.number is None or one.name != other.name:
-        return list(range(first + 1, last)) if last - first <= _MAX_RANGE else []
-    return _numbered(one, one.number, other.number, series)
+    together = (one.name, one.owner) == (other.name, other.owner)
+    if together and one.number and other.number and one.number < other.number:
+        return _numbered(one, one.number, other.number, series)
+    return list(range(first + 1, last)) if last - first <= _MAX_RANGE else []
 
 
 def _numbered(one: _Series, first: int, end: int, series: list[_Series]) -> list[int]:
