@@ -24,7 +24,7 @@ from data_prep.shards import SPLITS
 TAGS = ("kind", "journal", "year", "licence", "keyword")
 """What a selection can be spread over. `keyword` is the commonest in the set of a sample's own."""
 
-MIN_CORRELATION = 0.95
+MIN_CORRELATION = 0.985
 """Of two grey thumbnails of the same image: see docs/curate.md for what was measured."""
 MAX_STRETCH = 1.05
 """How far the ratios of the sides of two copies may differ: cropping of a line or rounding."""
