@@ -15,7 +15,7 @@ from data_prep.panel_letters import Grey, Letter
 
 _WHITE, _BLACK = 236, 18  # a gutter is lighter or darker than this all along
 _MIN_GUTTER = 2
-_REACH = 3.0  # letters stand this near their panel's gutter, in heights of the letter
+_REACH = (1.0, 3.0)  # gutters before a letter: near ones and the rest, in heights of the letter
 _CORNER = 0.25  # and this near its corner, as a share of the panel's side
 _MAX_AREAS = 4.0  # ratio of the largest to the smallest panel, where there are no letters
 _LETTERING = 0.05  # of the figure's longer side: pieces with a shorter side are letters
@@ -114,7 +114,7 @@ def _in_corner(box: Box, letter: Letter, right: bool, bottom: bool) -> bool:
 
 
 def _separate(grey: Grey, box: Box, letters: list[Letter]) -> dict[Letter, Box] | None:
-    """Cut a box until every piece has one letter: at the widest gutter that a letter is next to."""
+    """Cut a box until each piece has one letter, at the widest gutter that is near a letter."""
     if len(letters) == 1:
         return {letters[0]: box}
     cuts = []
@@ -123,18 +123,16 @@ def _separate(grey: Grey, box: Box, letters: list[Letter]) -> dict[Letter, Box] 
             before = [x for x in letters if _span(x, axis)[1] <= band.start]
             after = [x for x in letters if _span(x, axis)[0] >= band.stop]
             if before and after and len(before) + len(after) == len(letters):
-                reach = min(_span(x, axis)[0] for x in after) - band.stop
-                cuts.append(
-                    (reach > _REACH * letters[0].size, -(band.stop - band.start), axis, band)
-                )
-    for _, _, axis, band in sorted(cuts, key=lambda cut: cut[:3]):
-        before = [x for x in letters if _span(x, axis)[1] <= band.start]
-        after = [x for x in letters if _span(x, axis)[0] >= band.stop]
-        first, second = _halves(box, band)
-        one = _separate(grey, first, before)
-        two = _separate(grey, second, after) if one is not None else None
-        return None if one is None or two is None else one | two
-    return None
+                away = (min(_span(x, axis)[0] for x in after) - band.stop) / letters[0].size
+                far = sum(away > reach for reach in _REACH)
+                cuts.append((far, band.start - band.stop, axis, band, before, after))
+    if not cuts:
+        return None
+    *_, band, before, after = min(cuts, key=lambda cut: cut[:3])
+    first, second = _halves(box, band)
+    one = _separate(grey, first, before)
+    two = _separate(grey, second, after) if one is not None else None
+    return None if one is None or two is None else one | two
 
 
 def _span(letter: Letter, axis: int) -> tuple[int, int]:
