@@ -240,7 +240,7 @@ class HttpStore:
 
     def __init__(self, url: str, network: Network) -> None:
         self._url, self._network = url, network
-        self._session: aiohttp.ClientSession = open_session(network)
+        self._session: aiohttp.ClientSession = open_session(url, network)
 
     async def read(self, path: str, ticket: Ticket, md5: str = "") -> bytes:
         """See Store."""

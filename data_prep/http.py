@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -74,8 +75,13 @@ def check_host(url: str, key: str) -> None:
         raise UserError(f"{key}={url}: unencrypted; write https://")
 
 
-def open_session(network: Network) -> aiohttp.ClientSession:
-    """A session with `network.requests` connections; to be opened inside of the event loop."""
+def open_session(url: str, network: Network) -> aiohttp.ClientSession:
+    """A session for one host, with `network.requests` connections; to be opened in the event loop.
+
+    A proxy is taken from the environment (https_proxy, no_proxy).
+    """
+    parts = urlsplit(url)
+    around = proxy_bypass(parts.hostname or "")
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=network.requests, ttl_dns_cache=60),
         timeout=aiohttp.ClientTimeout(
@@ -84,7 +90,8 @@ def open_session(network: Network) -> aiohttp.ClientSession:
         # Bytes as they are stored: lengths and checksums then mean the file.
         headers={"User-Agent": "BioVLP data_prep", "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=True,  # proxies
+        # Not trust_env, which looks into the environment and ~/.netrc anew for every request.
+        proxy=None if around else getproxies().get(parts.scheme),
     )
 
 

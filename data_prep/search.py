@@ -57,7 +57,7 @@ async def _search(query: str, network: Network, url: str) -> list[str]:
     check_host(url, "eutils")
     if urlsplit(url).hostname not in _HOSTS:
         raise UserError(f"eutils={url}: not a host of NCBI's E-utilities")
-    async with open_session(network) as session:
+    async with open_session(url, network) as session:
         service = ESearch(session, network, url)
         term = f"({query}) AND {_IN_BUCKET}"
         try:
