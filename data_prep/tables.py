@@ -104,6 +104,7 @@ def run(config: TableConfig) -> None:
         stage="table",
         units=make_units(config, "table", splits, config.samples_per_shard),
         inputs={"source": str(source), "rows": len(rows), "bytes": source.stat().st_size},
+        noun="rows",
     )
     build(config, plan, produce)
 
