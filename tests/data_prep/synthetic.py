@@ -77,7 +77,7 @@ def produce(config: SyntheticConfig, unit: Unit) -> Iterator[Sample | Reject]:
             article=f"A{item.number}",
             licence="CC0",
             record={},
-            phash=item.number << 58,
+            phash=item.number % 64 << 58,
         )
 
 

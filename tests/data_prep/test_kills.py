@@ -20,37 +20,47 @@ SEED = int(os.environ.get("KILL_SEED", time.time_ns() % 1_000_000))
 
 def kill_and_finish(
     program: Callable[[Path], list[str]], folder: Path, kills: int, seed: int
-) -> list[int]:
-    """Kill runs of `program` at random times; return how many units were done at each kill.
+) -> list[str]:
+    """Kill runs of `program` at random moments; return how many units were done at each kill.
 
-    A run that ends before it is killed is compared with the undisturbed one, and the next begins
-    anew: all kills hit a living run, at moments spread over its whole length.
+    A moment is a random count of further units and a random time after it: some kills hit a run
+    that starts, or one that writes index and manifest. When all units are done the next run goes
+    to its end and is compared with the undisturbed one; then a new round begins.
     """
     rng = random.Random(seed)
-    start = time.monotonic()
-    subprocess.run(
-        program(folder / "undisturbed"), cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL
-    )
-    duration = time.monotonic() - start
+    undisturbed = program(folder / "undisturbed")
+    subprocess.run(undisturbed, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
     expected = tree(folder / "undisturbed")
-    done, round_number = [], 0
-    while len(done) < kills or not (folder / str(round_number) / "manifest.json").is_file():
+    total = count(folder / "undisturbed")
+    killed: list[str] = []
+    round_number = 0
+    while True:
         out = folder / str(round_number)
+        to_its_end = len(killed) == kills or count(out) == total
         process = subprocess.Popen(
             program(out), cwd=REPOSITORY, stdout=subprocess.DEVNULL, start_new_session=True
         )
-        try:
-            last = None if len(done) == kills else rng.uniform(0.2, 1.0) * duration
-            assert process.wait(last) == 0
-        except subprocess.TimeoutExpired:
+        if not to_its_end:
+            further = rng.randint(1, total // 3) if rng.random() < 0.9 else 0
+            goal = min(count(out) + further, total)
+            while process.poll() is None and count(out) < goal:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.1))
+        if not to_its_end and process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            done.append(len(list(out.glob("units/*.json"))))
+            killed.append(f"{round_number}: {count(out)}")
             continue
+        assert process.wait() == 0
         assert tree(out) == expected
-        if len(done) < kills:
-            round_number += 1
-    return done
+        if len(killed) == kills:
+            return killed
+        round_number += 1
+
+
+def count(out: Path) -> int:
+    """Units that are done."""
+    return len(list(out.glob("units/*.json")))
 
 
 def test_twenty_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,10 +69,10 @@ def test_twenty_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     def program(out: Path) -> list[str]:
         return command(out, f"workers={next(workers)}", "items=300", "delay=0.003")
 
-    done = kill_and_finish(program, tmp_path, 20, SEED)
+    killed = kill_and_finish(program, tmp_path, 20, SEED)
     with capsys.disabled():
-        print(f"\nseed {SEED}: killed with {done} of 60 units done")
-    assert len(done) == 20
+        print(f"\nKILL_SEED={SEED}; round and units done at each kill: {', '.join(killed)}")
+    assert len(killed) == 20
 
 
 def test_kills_of_the_pmc_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +82,7 @@ def test_kills_of_the_pmc_stage(tmp_path: Path, capsys: pytest.CaptureFixture[st
         stage = [sys.executable, "-m", "data_prep", "pmc", f"source={source}", f"out={out}"]
         return [*stage, "articles_per_shard=3", "workers=2"]
 
-    done = kill_and_finish(program, tmp_path, 3, SEED)
+    killed = kill_and_finish(program, tmp_path, 3, SEED)
     with capsys.disabled():
-        print(f"\nseed {SEED}: killed with {done} of about 40 units done")
-    assert len(done) == 3
+        print(f"\nKILL_SEED={SEED}; round and units done at each kill: {', '.join(killed)}")
+    assert len(killed) == 3
