@@ -1,8 +1,8 @@
-"""data_prep: parsing beside pubmed_parser, the pipeline, two processes, near-duplicates, 6 million.
+"""data_prep: parsing beside pubmed_parser, the pipeline, near-duplicates, and all of PMC.
 
     python -m benchmarks.prep                                # generated articles: about 10 minutes
     python -m benchmarks.prep xml=FOLDER                     # real articles as well
-    python -m benchmarks.prep peer= join=0                   # without the peer, without the join
+    python -m benchmarks.prep peer= join=0 https=false       # without the peer, join, downloads
 
 Claims: one core reads 600 articles a second of 90 KB each (metadata, captions, and the paragraphs
 that cite the figures); two processes make shards at least 1.8 times as fast as one; a join of all
@@ -32,6 +32,7 @@ from pathlib import Path
 
 from lxml import etree
 
+from benchmarks import https
 from benchmarks.loader import one_core
 from benchmarks.measure import Result, Row, interleaved, machine, median_row, paired_ratio, report
 from benchmarks.peer import Peer, make_environment
@@ -73,8 +74,8 @@ class PrepConfig:
     """Hashes in the near-duplicate join; 0 leaves it out."""
     bits: int = 3
     """Hashes that differ in at most this many bits are near-duplicates."""
-    gets_per_second: float = 0.0
-    """Requests a second from one process, as benchmarks.https gives them; 0: not measured."""
+    https: bool = True
+    """Measure downloads from a server on this machine, too."""
     cores: int = 32
     """Cores of the machine that the projection names the bottleneck for."""
     core: int = -1
@@ -89,8 +90,8 @@ class PrepConfig:
     def __post_init__(self) -> None:
         if min(self.articles, self.repetitions, self.cores) < 1:
             raise ValueError("articles, repetitions and cores must be 1 or more")
-        if min(self.join, self.gets_per_second) < 0:
-            raise ValueError("join and gets_per_second must be 0 or more")
+        if self.join < 0:
+            raise ValueError(f"join={self.join}: must be 0 (none) or more")
 
 
 def parse_rows(name: str, files: Sequence[Path], repetitions: int, peer: Peer | None) -> list[Row]:
@@ -266,6 +267,17 @@ def join_rows(count: int, bits: int, seed: int) -> tuple[list[Row], float]:
     return rows, count / seconds
 
 
+def https_rows() -> tuple[list[Row], float]:
+    """What benchmarks.https measures; and requests a second for files of a figure's size."""
+    rows = list(https.measure(https.HttpsConfig(repetitions=3)).rows)
+    size = https.HttpsConfig.bytes
+    return rows, next(
+        row.value
+        for row in rows
+        if row.unit == "GETs/s" and row.what.startswith(f"HTTPS, {size / 1e3:.0f} KB")
+    )
+
+
 def measure(config: PrepConfig) -> Result:
     """Make the articles, then measure."""
     mirror = make_mirror(config.work, config.articles, config.seed)
@@ -280,6 +292,7 @@ def measure(config: PrepConfig) -> Result:
     allowed = os.sched_getaffinity(0)
     pipeline = pipeline_rows(mirror, config.articles, Path(config.work))
     join, join_rate = join_rows(config.join, config.bits, config.seed) if config.join else ([], 0.0)
+    requests, gets = https_rows() if config.https else ([], 0.0)
     facts["parsing"] = f"core {one_core(config.core)} of {sorted(allowed)}"
     rows: list[Row] = []
     peer = Peer(make_environment(Path(config.peer), PINS), WORKER) if config.peer else None
@@ -301,13 +314,13 @@ def measure(config: PrepConfig) -> Result:
         parse=rows[0].value,
         pipeline=pipeline[0].value,
         join=join_rate,
-        gets=config.gets_per_second,
+        gets=gets,
         bytes_per_article=(sum(sizes) + sum(images)) / len(files),
         figures=FIGURES,
     )
     projected, facts["bottleneck"] = projection(measured, config.cores)
     facts["repetitions"] = f"{config.repetitions} for parsing, 3 for the pipeline, interleaved"
-    return Result("prep", facts, (*rows, *pipeline, *join, *projected))
+    return Result("prep", facts, (*rows, *pipeline, *join, *requests, *projected))
 
 
 def _real_files(folder: Path) -> list[Path]:

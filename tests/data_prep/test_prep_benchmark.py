@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.measure import Row
-from benchmarks.prep import _shares, correctness
+from benchmarks.measure import Result, Row
+from benchmarks.prep import _shares, correctness, https_rows
 from benchmarks.prep_corpus import FIGURES, _article
 from benchmarks.prep_projection import Measured, projection
 from data_prep.jats import parse_article
@@ -33,6 +33,13 @@ def test_correctness_of_ours_on_generated_articles(tmp_path: Path) -> None:
     file = tmp_path / "a.xml"
     file.write_text(_article(np.random.default_rng(0), "PMC1", 0), encoding="utf-8")
     assert [row.value for row in correctness([file], None)] == [1, 1, 1]
+
+
+def test_requests_a_second_are_those_for_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("HTTPS, 5 KB, 64 in flight", "HTTPS, 100 KB, 64 in flight")
+    rows = tuple(Row(name, "GETs/s", value) for name, value in zip(names, (9.0, 7.0), strict=True))
+    monkeypatch.setattr("benchmarks.https.measure", lambda config: Result("https", {}, rows))
+    assert https_rows() == (list(rows), 7.0)
 
 
 def test_projection() -> None:
