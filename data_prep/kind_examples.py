@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from data_prep.kinds import KINDS
 from data_prep.phantom import charts, pages, photos, plots, subjects
 from data_prep.phantom.drawing import font
-from data_prep.phantom.inks import WHITE, Painter, Size
+from data_prep.phantom.inks import BLACK, WHITE, Painter, Size, words
 
 _ASPECTS = (0.6, 1.8)
 _SIDES = (260, 900)
@@ -27,10 +27,17 @@ def _subject(kind: str, rng: np.random.Generator, size: Size) -> Image.Image:
 
 _SPECIMENS = tuple(kind for kind in subjects.SUBJECTS if kind not in plots.KINDS)
 _SPECIMEN_PAINTERS: tuple[Painter, ...] = tuple(partial(_subject, k) for k in _SPECIMENS)
-_MORE_IMAGES: tuple[Painter, ...] = (photos.photograph, photos.blot, photos.culture)
+_MORE_IMAGES: tuple[Painter, ...] = (
+    photos.photograph,
+    photos.blot,
+    photos.culture,
+    photos.nuclei,
+    photos.nuclei,
+)
 _OLD_PLOTS: tuple[Painter, ...] = tuple(partial(_subject, kind) for kind in plots.KINDS)
 _DIAGRAMS: tuple[Painter, ...] = (
     pages.flow_chart,
+    pages.protocol,
     pages.tree,
     pages.cartoon,
     pages.cartoon,
@@ -53,8 +60,8 @@ PAINTERS: dict[str, tuple[Painter, ...]] = {
     "other": _OTHERS,
 }
 """What can be drawn of each kind; "other" is also every compound of several kinds."""
-_COMPOUNDS = {"image": 0.35, "plot": 0.5, "diagram": 0.15, "table": 0.1, "other": 0.0}
-_MIXED = 0.5  # share of compounds among the others
+_COMPOUNDS = {"image": 0.35, "plot": 0.5, "diagram": 0.25, "table": 0.1, "other": 0.0}
+_MIXED = 0.75  # share of compounds among the others
 
 
 def example(kind: str, seed: int, number: int) -> Image.Image:
@@ -64,12 +71,11 @@ def example(kind: str, seed: int, number: int) -> Image.Image:
     aspect = float(np.exp(rng.uniform(*np.log(_ASPECTS))))
     size = (longest, round(longest / aspect)) if aspect > 1 else (round(longest * aspect), longest)
     if kind == "other" and rng.random() < _MIXED:
-        first, second = rng.choice(
-            [k for k in KINDS if k not in ("other", "table")], 2, replace=False
-        )
-        picture = _grid(rng, size, [_any(rng, str(first)), _any(rng, str(second))], (6, 30))
+        mixed = rng.choice(KINDS[:4], 2, replace=False, p=(0.38, 0.38, 0.16, 0.08))
+        more = [_any(rng, str(rng.choice(mixed))) for _ in range(int(rng.integers(0, 4)))]
+        picture = _grid(rng, size, [*(_any(rng, str(kind)) for kind in mixed), *more], (3, 24))
     elif rng.random() < _COMPOUNDS[kind]:
-        count = 1 if rng.random() < 0.6 else 2
+        count = 1 if rng.random() < 0.4 else int(rng.integers(2, 5))
         picture = _grid(rng, size, [_any(rng, kind) for _ in range(count)], (4, 30))
     else:
         picture = _any(rng, kind)(rng, size)
@@ -83,30 +89,41 @@ def _any(rng: np.random.Generator, kind: str) -> Painter:
 def _grid(
     rng: np.random.Generator, size: Size, painters: Sequence[Painter], gaps: tuple[int, int]
 ) -> Image.Image:
-    """Panels in rows and columns on white, each painter at least once, with letters."""
-    columns, rows = ((2, 1), (1, 2), (2, 2), (3, 2), (2, 3), (3, 3), (4, 1))[int(rng.integers(7))]
-    gap = int(rng.integers(*gaps))
-    width, height = (size[0] - gap) // columns - gap, (size[1] - gap) // rows - gap
+    """Panels in rows on white, each painter at least once; with letters, with headings."""
+    most = 4 if rng.random() < 0.5 else 6
+    rows, columns = (int(n) for n in rng.integers(1, most, 2))
+    even = rng.random() < 0.5
+    lengths = [columns if even else int(rng.integers(1, most)) for _ in range(rows)]
+    if sum(lengths) < 2:
+        lengths = [2]
+    gap, head = int(rng.integers(*gaps)), int(rng.choice([0, 0, 14, 22]))
     page = Image.new("RGB", size, WHITE)
+    pen, count = ImageDraw.Draw(page), 0
     lettered = rng.random() < 0.6
-    for index in range(columns * rows):
-        painter = (
-            painters[index] if index < len(painters) else painters[int(rng.integers(len(painters)))]
-        )
-        left, top = gap + index % columns * (width + gap), gap + index // columns * (height + gap)
-        panel = (
-            painter(rng, (max(96, width), max(96, height))).convert("RGB").resize((width, height))
-        )
-        page.paste(panel, (left, top))
-        if lettered:
-            pen, letters = ImageDraw.Draw(page), font(max(11, height // 14))
-            pen.text((left + 2, top + 1), "ABCDEFGHI"[index], (0, 0, 0), letters, stroke_width=1,
-                     stroke_fill=WHITE)  # fmt: skip
+    height = max(24, (size[1] - gap) // len(lengths) - gap - head)
+    for row, length in enumerate(lengths):
+        width = max(24, (size[0] - gap) // length - gap)
+        for column in range(length):
+            chosen = count if count < len(painters) else int(rng.integers(len(painters)))
+            left = gap + column * (width + gap)
+            top = gap + head + row * (height + gap + head)
+            shape = (max(160, width), max(120, height))
+            page.paste(
+                painters[chosen](rng, shape).convert("RGB").resize((width, height)), (left, top)
+            )
+            letters = font(max(11, head, height // 14))
+            if head:
+                pen.text((left + width / 2, top - 2), words(rng, 1, 3), BLACK, font(head - 3), "mb")
+            if lettered:
+                letter = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[count % 26]
+                pen.text((left + 1, top - head), letter, (0, 0, 0), letters, stroke_width=1,
+                         stroke_fill=WHITE)  # fmt: skip
+            count += 1
     return page
 
 
 def _published(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """Margins, another size, blur, grey, another ground, JPEG."""
+    """Margins, another size, blur, grey, JPEG."""
     if rng.random() < 0.3:
         picture = ImageOps.expand(picture, int(rng.integers(2, 40)), WHITE)
     if rng.random() < 0.4:

@@ -204,4 +204,39 @@ def violins(rng: np.random.Generator, size: Size) -> Image.Image:
     return chart.page.finish()
 
 
-CHARTS: tuple[Painter, ...] = (heat_map, histogram, curves, points, pie, forest, violins)
+def lying_bars(rng: np.random.Generator, size: Size) -> Image.Image:
+    """Bars to the right of their names, as of enriched pathways."""
+    chart = Chart(rng, size, axes=False)
+    bars, groups = int(rng.integers(4, 30)), int(rng.integers(1, 4))
+    chart.left = rng.uniform(0.3, 0.5)
+    for bar in range(bars):
+        y = 1 - (bar + 0.5) / bars
+        place = chart.at(-0.02, y)
+        chart.page.text(*place, words(rng, 1, 4), "rm", min(0.9, 16 / bars))
+        start = 0.0
+        for group in range(groups):
+            stop = start + rng.uniform(0.05, 0.9 / groups)
+            half = 0.35 / bars
+            chart.rectangle(start, y - half, stop, y + half, chart.inks[group], groups > 1)
+            start = stop
+    for tick in np.linspace(0, 1, 5):
+        x = chart.at(tick, 0)[0]
+        chart.page.line([(x, chart.bottom), (x, chart.bottom + 0.015)])
+        chart.page.text(x, chart.bottom + 0.04, f"{40 * tick:g}", "mm", 0.8)
+    chart.page.line(
+        [(chart.left, chart.top), (chart.left, chart.bottom), (chart.right, chart.bottom)]
+    )
+    chart.page.text((chart.left + chart.right) / 2, chart.bottom + 0.09, words(rng, 1, 3))
+    return chart.page.finish()
+
+
+CHARTS: tuple[Painter, ...] = (
+    heat_map,
+    histogram,
+    curves,
+    points,
+    pie,
+    forest,
+    violins,
+    lying_bars,
+)

@@ -92,6 +92,29 @@ def flow_chart(rng: np.random.Generator, size: Size) -> Image.Image:
     return page.finish()
 
 
+def protocol(rng: np.random.Generator, size: Size) -> Image.Image:
+    """A few large boxes full of words, arrows between: who was left out of a study."""
+    page = Page(rng, size)
+    rows, split = int(rng.integers(3, 8)), rng.random() < 0.7
+    fill = WHITE if rng.random() < 0.6 else colour(rng, (0.05, 0.3), 1.0)
+    scale = min(1.0, 0.16 * page.height / rows / page.letters)
+    for row in range(rows):
+        y, wide = (row + 0.5) / rows, rng.uniform(0.3, 0.55)
+        spots = (0.25, 0.75) if split and row >= rows // 2 else (0.38,)
+        if split and row < rows - 1 and len(spots) == 1 and rng.random() < 0.7:
+            page.arrow((0.38, y + 0.5 / rows), (0.66, y + 0.5 / rows))
+            page.pen.rectangle(page.box(0.82, y + 0.5 / rows, 0.3, 0.55 / rows), fill, BLACK, 2)
+            page.text(0.69, y + 0.5 / rows, words(rng, 2, 5), "lm", 0.7 * scale)
+        for x in spots:
+            page.pen.rectangle(page.box(x, y, wide, 0.62 / rows), fill, BLACK, page.thick)
+            for line in range(int(rng.integers(1, 4))):
+                place = (x - 0.46 * wide, y + (line - 1) * 0.18 / rows)
+                page.text(*place, words(rng, 3, 6), "lm", 0.8 * scale)
+            if row + 1 < rows:
+                page.arrow((x, y + 0.31 / rows), (x, y + 0.69 / rows))
+    return page.finish()
+
+
 def tree(rng: np.random.Generator, size: Size) -> Image.Image:
     """A tree with names at its leaves, as of species."""
     page = Page(rng, size)

@@ -71,8 +71,9 @@ def blot(rng: np.random.Generator, size: Size) -> Image.Image:
 
 def culture(rng: np.random.Generator, size: Size) -> Image.Image:
     """Cells in phase contrast: grey, each with a bright rim."""
-    width, height = size
-    grey = np.asarray(Image.fromarray(cloud(rng, size, 1.2)).convert("L"), np.float32)
+    width, height = max(24, size[0] // 2), max(24, size[1] // 2)
+    grain = Image.fromarray(cloud(rng, (width, height), 1.2)).convert("L")
+    grey = np.asarray(grain, np.float32)
     grey = 125 + 0.25 * (grey - 128)
     y, x = np.mgrid[0:height, 0:width]
     for _ in range(int(rng.integers(8, 50))):
@@ -83,4 +84,28 @@ def culture(rng: np.random.Generator, size: Size) -> Image.Image:
         r = np.hypot(u, v)
         grey += 80 * np.exp(-((r - 1.15) ** 2) / 0.04) - 50 * (r < 1)
     grey += rng.normal(0, 5, grey.shape)
-    return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    small = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+def nuclei(rng: np.random.Generator, size: Size) -> Image.Image:
+    """Blots of one colour on an almost even ground, dark or light: nuclei, cells of a smear."""
+    width, height = max(24, size[0] // 3), max(24, size[1] // 3)  # smooth, so enlarged later
+    light = rng.random() < 0.5
+    ground = np.array(colour(rng, (0.0, 0.25), rng.uniform(0.75, 1.0)) if light else (0, 0, 0))
+    body = np.array(colour(rng, (0.2, 0.8), 0.7) if light else colour(rng, (0.0, 0.9), 0.9))
+    y, x = np.mgrid[0:height, 0:width]
+    share = np.zeros((height, width))
+    radius = rng.uniform(0.012, 0.08) * max(width, height)
+    for _ in range(int(rng.integers(5, 90))):
+        cx, cy, squeeze = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.7, 1.4)
+        r = np.hypot((x - cx) * squeeze, (y - cy) / squeeze) / (radius * rng.uniform(0.7, 1.3))
+        edge = 1 + np.exp(np.minimum(12 * (r - 1), 50))
+        np.maximum(share, rng.uniform(0.4, 1) / edge, out=share)
+    grain = Image.fromarray(cloud(rng, (width, height), 1.0)).convert("L")
+    texture = np.asarray(grain, np.float64) / 255 - 0.5
+    share = share * (1 + 0.5 * texture) + rng.uniform(0, 0.1) * texture
+    pixels = np.clip(ground + share[..., None] * (body - ground), 0, 255).astype(np.uint8)
+    large = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), np.float64)
+    large += rng.normal(0, rng.uniform(0, 5), (size[1], size[0], 1))
+    return Image.fromarray(np.clip(large, 0, 255).astype(np.uint8))
