@@ -83,7 +83,7 @@ def run(config: CardConfig) -> None:
     if not len(index):
         raise UserError(f"{folder}: holds no sample")
     rng = np.random.default_rng(config.seed)
-    shown = np.sort(rng.permutation(len(index))[: config.samples])
+    shown = rng.permutation(len(index))[: config.samples]
     read = np.sort(rng.permutation(len(index))[: config.records])
     facts = _facts(folder, config, manifest, index, read)
     environment = Environment(
@@ -94,7 +94,7 @@ def run(config: CardConfig) -> None:
         lstrip_blocks=True,
     )
     page = environment.get_template("card.html.j2").render(
-        **facts, sheet=list(_sheet(folder, config, index, shown))
+        **facts, sheet=_sheet(folder, config, index, shown)
     )
     with atomic(folder / CARD) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -244,8 +244,15 @@ def _records(
 
 def _sheet(
     folder: Path, config: CardConfig, index: Any, places: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """What the contact sheet shows of each of its samples, in the order given."""
+    found = list(_shown(folder, config, index, np.sort(places)))
+    return [found[place] for place in np.argsort(np.argsort(places)).tolist()]
+
+
+def _shown(
+    folder: Path, config: CardConfig, index: Any, places: NDArray[np.int64]
 ) -> Iterator[dict[str, Any]]:
-    """What the contact sheet shows of each of its samples."""
     for row, record, caption in _records(folder, index, places):
         with (folder / row["shard"]).open("rb") as file:
             data = read_member(file, row, "image")

@@ -67,7 +67,7 @@ def croissant(folder: Path, about: dict[str, Any], manifest: dict[str, Any]) -> 
         "citeAs": about["citation"],
         "keywords": ["biomedical", "figures", "captions", "vision-language"],
         "distribution": [
-            _file(INDEX, "application/vnd.apache.parquet", (folder / INDEX).stat().st_size, digest),
+            _file(INDEX, "application/x-parquet", (folder / INDEX).stat().st_size, digest),
             *(
                 _file(shard["name"], "application/x-tar", shard["bytes"], shard["sha256"])
                 for shard in manifest["shards"]

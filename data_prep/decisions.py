@@ -200,7 +200,7 @@ def _keep_budget(facts: pa.Table, aims: Aims, made: Decisions) -> None:
     made.drop(samples[rest], "over the budget")
     for number, tag in enumerate(aims.budget_tags):
         made.entropies[tag] = {
-            "entropy": round(float(chosen.entropies[number]), 6),
+            "entropy": round(abs(float(chosen.entropies[number])), 6),
             "bound": round(float(chosen.bounds[number]), 6),
         }
 
