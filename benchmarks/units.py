@@ -53,12 +53,12 @@ class UnitsConfig:
 
 
 def timed(name: str, step: Callable[[], R]) -> R:
-    """Run a step; print its seconds and the largest memory of this process so far."""
-    start = time.perf_counter()
+    """Run a step; print its wall and processor seconds and the largest memory so far."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     result = step()
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{name:10} {seconds:8.1f} s   peak memory so far {peak:7,.0f} MiB", flush=True)
+    print(f"{name:10} {seconds:8.1f} s, cpu {cpu:8.1f} s   peak memory so far {peak:7,.0f} MiB")
     return result
 
 
@@ -91,44 +91,46 @@ def main(argv: list[str]) -> None:
     plan = Plan(stage="pmc", units=units, inputs={})
     with claim(out, plan):
         timed("prepare", lambda: prepare(out, plan, "mark"))
-        timed("sidecars", partial(write_all, config, out, units))
+        timed("sidecars", partial(write_sidecars, config, out, units))
         timed("scan", lambda: prepare(out, plan, "mark"))
         timed("finish", lambda: finish(out, plan, provenance(settings), Console(quiet=True)))
 
 
-def write_all(config: UnitsConfig, out: Path, units: Sequence[Unit]) -> None:
-    """What all units leave."""
-    for unit in units:
-        write_sidecars(config, out, unit)
-
-
-def write_sidecars(config: UnitsConfig, out: Path, unit: Unit) -> None:
-    """What a made unit leaves, beside an empty shard."""
-    name = f"{unit.name}.tar"
-    rows: list[dict[str, Any]] = []
-    for number in range(config.samples):
-        article = unit.items[number * len(unit.items) // config.samples].article
-        place = {"shard": name, "split": unit.split, "image_offset": number, "image_size": 90_000}
-        place |= {"text_offset": number, "text_size": 400, "json_offset": number, "json_size": 4000}
-        rows.append(
-            place
-            | {"key": f"{article.replace('.', '-')}_fig{number}", "image_ext": "jpg", "width": 700}
-            | {"height": 512, "caption_length": 400, "article": article, "licence": "CC BY 4.0"}
-            | {"phash": number << 40}
-        )
+def write_sidecars(config: UnitsConfig, out: Path, units: Sequence[Unit]) -> None:
+    """What made units leave, beside empty shards; the tables are copies of one."""
+    rows = [index_row(number) for number in range(config.samples)]
     rejects = [
-        Reject(item.article, f"fig{number}", f"{item.article}/g{number}.jpg", "image", "too small")
-        for number, item in enumerate(unit.items[:1] * config.rejects)
+        Reject(
+            f"PMC{number}.1", f"fig{number}", f"PMC{number}.1/g{number}.jpg", "image", "too small"
+        )
+        for number in range(config.rejects)
     ]
-    sidecar = out / "units" / unit.name
-    write_table(sidecar.with_suffix(".rejects.parquet"), REJECT_SCHEMA, reject_tables(rejects))
-    write_table(sidecar.with_suffix(".parquet"), INDEX_SCHEMA, [index_table(rows)])
-    (out / name).touch()
-    shard = asdict(ShardEntry(name, unit.split, len(rows), 0, "0" * 64))
-    tables = (".parquet", ".rejects.parquet")
-    sizes = {suffix: sidecar.with_suffix(suffix).stat().st_size for suffix in tables}
-    content = {"fingerprint": unit.fingerprint, "shard": shard, "tables": sizes}
-    write_json(sidecar.with_suffix(".json"), content)
+    write_table(out / "index", INDEX_SCHEMA, [index_table(rows)])
+    write_table(out / "rejects", REJECT_SCHEMA, reject_tables(rejects))
+    tables = {
+        ".parquet": (out / "index").read_bytes(),
+        ".rejects.parquet": (out / "rejects").read_bytes(),
+    }
+    sizes = {suffix: len(data) for suffix, data in tables.items()}
+    for unit in units:
+        sidecar = out / "units" / unit.name
+        for suffix, data in tables.items():
+            sidecar.with_suffix(suffix).write_bytes(data)
+        shard = asdict(ShardEntry(f"{unit.name}.tar", unit.split, config.samples, 0, "0" * 64))
+        (out / f"{unit.name}.tar").touch()
+        content = {"fingerprint": unit.fingerprint, "shard": shard, "tables": sizes}
+        write_json(sidecar.with_suffix(".json"), content)
+
+
+def index_row(number: int) -> dict[str, Any]:
+    """A row with values of the usual length."""
+    article = f"PMC{9_000_000 + number // 4}.1"
+    row = {"key": f"{article.replace('.', '-')}_fig{number}", "shard": "train-00000.tar"}
+    row |= {"split": "train", "image_ext": "jpg", "article": article, "licence": "CC BY 4.0"}
+    numbers = {"image_offset": number * 95_232, "image_size": 90_000, "width": 700, "height": 512}
+    numbers |= {"text_offset": number * 95_232 + 90_624, "text_size": 400, "caption_length": 400}
+    numbers |= {"json_offset": number * 95_232 + 91_648, "json_size": 3000}
+    return row | numbers | {"phash": random.Random(number).getrandbits(64)}
 
 
 if __name__ == "__main__":

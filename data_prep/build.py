@@ -7,7 +7,6 @@ unit that fails stops no other. The manifest comes last, and only when all units
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,7 +16,7 @@ from rich.console import Console
 from data_prep.images import ImageRules
 from data_prep.progress import Meter
 from data_prep.ray_runner import RayWorkers
-from data_prep.runners import Outcome, attempt_all, local_workers, shown
+from data_prep.runners import Outcomes, attempt_all, local_workers, shown
 from data_prep.shards import FORMAT, SPLITS, VERSION
 from data_prep.slurm import Job, SlurmOptions, submit, write_job
 from data_prep.units import (
@@ -190,9 +189,10 @@ def build(config: OutputConfig, plan: Plan, produce: Produce) -> dict[str, Any] 
         if done := len(plan.units) - len(pending):
             console.print(f"{done} of {len(plan.units)} units were done before")
         if not pending or config.runner != "slurm":
-            outcomes = _outcomes(config, UnitMaker(out, config, produce, lock), pending)
-            meter = Meter(len(pending), plan.noun)
-            follow(out, shown(outcomes, meter, console, config.report_every), len(plan.units))
+            if pending:
+                outcomes = _outcomes(config, UnitMaker(out, config, produce, lock), pending)
+                meter = Meter(len(pending), plan.noun)
+                follow(out, shown(outcomes, meter, console, config.report_every), len(plan.units))
             return finish(out, plan, settings, console)
         job = Job(out.resolve(), mark, plan, settings, config, produce)
         folder = write_job(job, pending)
@@ -202,9 +202,7 @@ def build(config: OutputConfig, plan: Plan, produce: Produce) -> dict[str, Any] 
 
 def _outcomes(
     config: OutputConfig, maker: UnitMaker, pending: list[Unit]
-) -> Iterator[Outcome[Unit, UnitReport]]:
-    if not pending:
-        return iter(())
+) -> Outcomes[Unit, UnitReport]:
     if config.runner == "ray":
         return attempt_all(RayWorkers(maker, config.ray_address), pending, config.retries)
     return attempt_all(local_workers(maker, config.workers), pending, config.retries)

@@ -44,7 +44,7 @@ class RayWorkers(Generic[T, R]):
                 )
             except ConnectionError as error:
                 raise UserError(f"ray_address={address}: {error}") from None
-        self._call = ray.remote(max_retries=0)(call)
+        self._call: Any = ray.remote(max_retries=0)(call)
         self._work = ray.put(work)
         self._running: dict[Any, Task[T]] = {}
 

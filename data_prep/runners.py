@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -69,6 +69,8 @@ class Failed(Generic[T]):
 
 
 Outcome: TypeAlias = Done[T, R] | Failed[T]
+Outcomes: TypeAlias = Generator[Outcome[T, R], None, None]
+"""To be closed by whoever stops early: that ends the workers."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,7 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def attempt_all(
-    workers: Workers[T, R], items: Iterable[T], retries: int
-) -> Iterator[Outcome[T, R]]:
+def attempt_all(workers: Workers[T, R], items: Iterable[T], retries: int) -> Outcomes[T, R]:
     """Every item's outcome as it comes, failed attempts included.
 
     A failed item is tried again after all others that wait. One whose worker was killed is tried
@@ -136,11 +136,9 @@ def attempt_all(
         workers.close()
 
 
-def shown(
-    outcomes: Iterable[Outcome[T, C]], meter: Meter, console: Console, every: float
-) -> Iterator[Outcome[T, C]]:
+def shown(outcomes: Outcomes[T, C], meter: Meter, console: Console, every: float) -> Outcomes[T, C]:
     """The same outcomes, counted and displayed as they pass."""
-    with Display(meter, console, every) as display:
+    with contextlib.closing(outcomes), Display(meter, console, every) as display:
         for outcome in outcomes:
             if isinstance(outcome, Done):
                 meter.add(outcome.result)
@@ -153,19 +151,20 @@ def shown(
             yield outcome
 
 
-def results(outcomes: Iterable[Outcome[T, R]]) -> Iterator[R]:
+def results(outcomes: Outcomes[T, R]) -> Iterator[R]:
     """Results alone, for work of which all must succeed.
 
     Raises:
         UserError: an item failed.
     """
-    for outcome in outcomes:
-        if isinstance(outcome, Done):
-            yield outcome.result
-        elif outcome.final and (outcome.problem.users or outcome.problem.killed):
-            raise UserError(outcome.problem.error)
-        elif outcome.final:
-            raise RuntimeError(outcome.problem.details)
+    with contextlib.closing(outcomes):
+        for outcome in outcomes:
+            if isinstance(outcome, Done):
+                yield outcome.result
+            elif outcome.final and (outcome.problem.users or outcome.problem.killed):
+                raise UserError(outcome.problem.error)
+            elif outcome.final:
+                raise RuntimeError(outcome.problem.details)
 
 
 def map_unordered(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:

@@ -8,6 +8,7 @@ while it keeps failing, NAME.error. All files appear under their names only when
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.locks import FolderLock
-from data_prep.runners import Failed, Outcome, UnitsFailed
+from data_prep.runners import Failed, Outcomes, UnitsFailed
 from data_prep.shards import (
     INDEX,
     INDEX_SCHEMA,
@@ -192,23 +193,24 @@ def unfinished(out: Path, units: Iterable[Unit]) -> list[Unit]:
     return [unit for unit in units if not _is_done(out, unit)]
 
 
-def follow(out: Path, outcomes: Iterable[Outcome[Unit, UnitReport]], total: int) -> None:
+def follow(out: Path, outcomes: Outcomes[Unit, UnitReport], total: int) -> None:
     """Wait for all units; write the error of each that failed for good beside its sidecars.
 
     Raises:
         UnitsFailed: at the end, naming them.
     """
     failed = []
-    for outcome in outcomes:
-        if isinstance(outcome, Failed) and outcome.final:
-            failed.append(outcome.item)
-            content = {
-                "unit": outcome.item.name,
-                "attempts": outcome.attempts,
-                "error": outcome.problem.error,
-                "details": outcome.problem.details,
-            }
-            write_json(_sidecar(out, outcome.item.name, ".error"), content)
+    with closing(outcomes):
+        for outcome in outcomes:
+            if isinstance(outcome, Failed) and outcome.final:
+                failed.append(outcome.item)
+                content = {
+                    "unit": outcome.item.name,
+                    "attempts": outcome.attempts,
+                    "error": outcome.problem.error,
+                    "details": outcome.problem.details,
+                }
+                write_json(_sidecar(out, outcome.item.name, ".error"), content)
     if failed:
         raise failure_report(out, sorted(failed, key=lambda unit: unit.name), total)
 
