@@ -193,7 +193,8 @@ def molecule(rng: np.random.Generator, size: Size) -> Image.Image:
             step = int(rng.integers(6)) * math.pi / 3
             x, y = x + 1.73 * side * math.cos(step), y + 1.73 * side * math.sin(step)
     for _ in range(int(rng.integers(1, 6))):
-        page.text(*rng.uniform(0.1, 0.9, 2), words(rng, 1, 2))
+        x, y = rng.uniform(0.1, 0.9, 2)
+        page.text(x, y, words(rng, 1, 2))
     return page.finish()
 
 
@@ -228,7 +229,8 @@ def venn(rng: np.random.Generator, size: Size) -> Image.Image:
         pen.ellipse(page.box(x, y, 0.5, 0.55), colour(rng, (0.3, 0.9), 1.0), BLACK, page.thick)
         page.image.paste(Image.blend(page.image, overlay, 0.5))
     for _ in range(int(rng.integers(3, 9))):
-        page.text(*rng.uniform(0.25, 0.75, 2), str(rng.integers(1, 900)), scale=1.3)
+        x, y = rng.uniform(0.25, 0.75, 2)
+        page.text(x, y, str(rng.integers(1, 900)), scale=1.3)
     for x in (0.2, 0.8):
         page.text(x, 0.08, words(rng, 1, 2))
     return page.finish()

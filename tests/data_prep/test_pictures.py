@@ -121,7 +121,7 @@ def test_large_panels_are_scaled() -> None:
 
 def test_kinds_are_noted_and_filtered(tmp_path: Path) -> None:
     folder, out = source(tmp_path / "in"), tmp_path / "out"
-    (folder / "PMC1.1" / "b.jpg").write_bytes(encoded(example("table", 11, 0)))
+    (folder / "PMC1.1" / "b.jpg").write_bytes(encoded(example("table", 11, 1)))
     prepare("pmc", f"source={folder}", f"out={out}", "tag_kinds=true")
     tags = {key: record["kind"] for key, (_, record) in samples(out).items()}
     assert tags["PMC1-1_F2"] == "table"
