@@ -62,4 +62,4 @@ lock: .venv/.ready
 	  --no-header --annotation-style line --upgrade --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv .venv-peer build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-peer .venv-pubmed build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
