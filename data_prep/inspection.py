@@ -244,4 +244,4 @@ def thumbnail(image: Image.Image) -> NDArray[np.float32]:
     pixels = np.asarray(small, dtype=np.float32).reshape(-1)
     pixels = pixels - pixels.mean()
     length = float(np.linalg.norm(pixels))
-    return pixels / length if length else pixels
+    return np.asarray(pixels / (length or 1.0), dtype=np.float32)
