@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from data_prep.kinds import KINDS
 from data_prep.phantom import charts, pages, photos, plots, subjects
 from data_prep.phantom.drawing import font
-from data_prep.phantom.inks import BLACK, WHITE, Painter, Size, words
+from data_prep.phantom.inks import BLACK, WHITE, Painter, Size, colour, words
 
-_ASPECTS = (0.6, 1.8)
+_ASPECTS = (0.5, 2.4)
 _SIDES = (260, 900)
 
 
@@ -123,7 +123,14 @@ def _grid(
 
 
 def _published(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """Margins, another size, blur, grey, JPEG."""
+    """Cropped to its ink, other margins, size, sharpness and ground, grey, JPEG."""
+    if rng.random() < 0.8:
+        ink = ImageOps.invert(picture.convert("L")).point(lambda value: 255 if value > 12 else 0)
+        picture = picture.crop(ink.getbbox())
+    if rng.random() < 0.6:
+        longest = max(picture.size)
+        shape = [round(side * rng.uniform(0.75, 1.33)) for side in picture.size]
+        picture = picture.resize([max(longest // 6, side, 32) for side in shape])
     if rng.random() < 0.3:
         picture = ImageOps.expand(picture, int(rng.integers(2, 40)), WHITE)
     if rng.random() < 0.4:
@@ -131,6 +138,11 @@ def _published(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
         picture = picture.resize([max(120, round(side * scale)) for side in picture.size])
     if rng.random() < 0.2:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
+    elif rng.random() < 0.4:
+        picture = picture.filter(ImageFilter.UnsharpMask(1, int(rng.integers(60, 250)), 0))
+    if rng.random() < 0.12:
+        tint = Image.new("RGB", picture.size, colour(rng, (0.02, 0.3), 1.0))
+        picture = ImageChops.multiply(picture, tint)
     if rng.random() < 0.15:
         picture = picture.convert("L").convert("RGB")
     if rng.random() < 0.75:

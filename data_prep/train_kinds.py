@@ -34,9 +34,9 @@ class TrainKindsConfig:
 
     out: str = str(WEIGHTS)
     """File to write."""
-    examples: int = 300
+    examples: int = 400
     """Generated figures of each kind to train on."""
-    held_out: int = 80
+    held_out: int = 100
     """Generated figures of each kind, of another seed, to test on."""
     seed: int = 0
     """Seed of figures and weights."""

@@ -14,8 +14,8 @@ class Chart:
 
     def __init__(self, rng: np.random.Generator, size: Size, axes: bool = True) -> None:
         self.rng, self.page = rng, Page(rng, size)
-        self.left, self.top = rng.uniform(0.1, 0.2), rng.uniform(0.04, 0.12)
-        self.right, self.bottom = rng.uniform(0.72, 0.97), rng.uniform(0.78, 0.88)
+        self.left, self.top = rng.uniform(0.06, 0.2), rng.uniform(0.01, 0.12)
+        self.right, self.bottom = rng.uniform(0.72, 0.995), rng.uniform(0.78, 0.92)
         self.inks = [colour(rng, (0.3, 0.95), rng.uniform(0.5, 0.95)) for _ in range(6)]
         if rng.random() < 0.2:
             self.inks = [(shade, shade, shade) for shade in (30, 90, 140, 180, 210, 235)]
