@@ -1,5 +1,6 @@
 """The command line of data_prep, and the configuration files of its stages."""
 
+import dataclasses
 import importlib
 import re
 import subprocess
@@ -26,7 +27,7 @@ def test_stages_are_listed(arguments: list[str], capsys: pytest.CaptureFixture[s
 def test_unknown_stage() -> None:
     with pytest.raises(UserError, match="unknown stage 'tabel'; did you mean 'table'"):
         main(["tabel"])
-    with pytest.raises(UserError, match="the stages are phantom, pmc, jats, table, index, check"):
+    with pytest.raises(UserError, match="the stages are phantom, pmc, jats, table, index, curate, card, check"):
         main(["xyz"])
 
 
@@ -37,7 +38,9 @@ def test_every_stage_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> 
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert f"usage: python -m data_prep {name} " in printed
-    assert "  workers: int = 0" in printed
+    config_class = getattr(importlib.import_module(STAGES[name].module), STAGES[name].config)
+    for key in dataclasses.fields(config_class):
+        assert f"\n  {key.name}" in printed
 
 
 def test_errors_are_one_line_and_status_2(tmp_path: Path) -> None:
