@@ -27,7 +27,7 @@ def test_stages_are_listed(arguments: list[str], capsys: pytest.CaptureFixture[s
 def test_unknown_stage() -> None:
     with pytest.raises(UserError, match="unknown stage 'tabel'; did you mean 'table'"):
         main(["tabel"])
-    with pytest.raises(UserError, match="the stages are phantom, pmc, jats, table, index, curate, card, check"):
+    with pytest.raises(UserError, match="phantom, pmc, jats, table, index, curate, card, check"):
         main(["xyz"])
 
 
