@@ -140,7 +140,7 @@ def one_line_math(element: ET.Element) -> str:  # noqa: C901
 
 def pictures(figure: ET.Element) -> list[str]:
     """Hrefs of a figure's graphics that are no thumbnails, in order."""
-    passed_over = set()
+    passed_over: set[ET.Element] = set()
     for part in below(figure, "caption", "permissions", "disp-formula", "attrib", "label"):
         passed_over.update(part.iter())
     hrefs = []
