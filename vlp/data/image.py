@@ -23,7 +23,7 @@ GUARD = 1.35
 """Pixels kept a side for each of the result's when decoding at reduced scale.
 
 Below 1.35 figures with lettering suffer first: the 5th percentile of PSNR over 39 figures of real
-articles was 34 dB at 1.25 and 50 dB from 1.35 on, for 3% of the loader's time.
+articles was 34 dB at 1.25 and 50 dB from 1.35 on.
 """
 
 SCRATCH = 2**25
@@ -128,7 +128,7 @@ _local = threading.local()
 def _scratch(size: int) -> np.ndarray | None:
     """uint8 [>= size], this thread's own, for pixels that are used before the next call.
 
-    Fresh memory for each image costs the system a fault per page, a fifth of the loader's time.
+    Fresh memory for each image costs the system a fault per page.
     None for images so large that holding on to their memory would cost more than it saves.
     """
     if size > SCRATCH:
