@@ -25,6 +25,9 @@ class ModelConfig:
     """Text tower."""
     init_temperature: float = 0.07
     """Softmax temperature at the start; its inverse is learnt, as a logarithm."""
+    init_bias: float | None = None
+    """Start of the learnt bias of the logits, which `loss.name=siglip` needs (-10 in its paper);
+    null: the model has none, as InfoNCE wants it."""
 
     def __post_init__(self) -> None:
         if self.init_temperature <= 0:
@@ -34,11 +37,19 @@ class ModelConfig:
 
 
 class Features(NamedTuple):
-    """L2-normalised [B, D] features of both towers and exp(logit_scale), a scalar."""
+    """What the loss sees, all fp32.
+
+    Attributes:
+        image: L2-normalised [B, D].
+        text: L2-normalised [B, D].
+        scale: exp(logit_scale), a scalar.
+        bias: logit_bias, a scalar, where the model has one.
+    """
 
     image: Tensor
     text: Tensor
     scale: Tensor
+    bias: Tensor | None = None
 
 
 class DualEncoder(nn.Module):
@@ -49,6 +60,8 @@ class DualEncoder(nn.Module):
         self.visual = VisionTower(config.image, config.embed_dim)
         self.text = TextTower(config.text, config.embed_dim, pad_id)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.init_temperature)))
+        bias = config.init_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Normalised images [B, 3, H, W] -> [B, D]."""
@@ -66,4 +79,5 @@ class DualEncoder(nn.Module):
             self.encode_image(images, normalize=True),
             self.encode_text(text, normalize=True),
             self.logit_scale.float().exp(),
+            None if self.logit_bias is None else self.logit_bias.float(),
         )

@@ -79,9 +79,11 @@ def save_pretrained(
 
 def open_clip_config(config: ModelConfig, text_name: str) -> dict[str, Any]:
     """The content of open_clip_config.json; `text_name` is what AutoConfig will be given."""
+    bias = {} if config.init_bias is None else {"init_logit_bias": config.init_bias}
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
+            **bias,
             "vision_cfg": {
                 "timm_model_name": config.image.name,
                 "timm_model_pretrained": False,
@@ -165,7 +167,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: not a timm + BERT model: {error!r}") from None
-    return ModelConfig(embed_dim=model["embed_dim"], image=image, text=towers), preprocess
+    bias = model.get("init_logit_bias")
+    config = ModelConfig(embed_dim=model["embed_dim"], image=image, text=towers, init_bias=bias)
+    return config, preprocess
 
 
 def load_weights(model: DualEncoder, weights: dict[str, Tensor], origin: str) -> None:
