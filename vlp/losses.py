@@ -1,52 +1,170 @@
-"""Contrastive losses as pure functions of features."""
+"""Contrastive losses of the global batch, exact, in memory that grows linearly with it.
+
+N pairs over W ranks have N x N logits. A rank owns the strip of its b = N / W figures against all
+captions, looks at `tile` columns of it at a time, and computes them again in backward, so that no
+more than b x tile logits ever exist. Each function returns the rank's share of the loss: the mean
+over ranks is the loss of the global batch, and with gradients averaged over ranks, as DDP and FSDP
+do, so are the gradients, those of temperature and bias included.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from vlp.distributed import gather, rank
+from vlp.config import UserError
+from vlp.distributed import gather, rank, size
+from vlp.models.dual_encoder import Features
 
 
-def clip_loss(image: Tensor, text: Tensor, scale: Tensor, chunk: int = 1024) -> Tensor:
-    """Symmetric InfoNCE of the global batch; this rank's rows against everyone's.
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The loss."""
 
-    L = -1/2b sum_i [log softmax_j(s <x_i, y_j>)_i + log softmax_j(s <y_i, x_j>)_i] over the rank's
-    b rows i and the global batch j (Radford et al. 2021, figure 3). The mean over ranks is the loss
-    of the whole batch, and with gradients averaged over ranks, as DDP does, so are its gradients.
+    name: Literal["infonce", "siglip"] = "infonce"
+    """`infonce`: symmetric softmax (Radford et al. 2021), BiomedCLIP's. `siglip`: sigmoid of each
+    pair (Zhai et al. 2023); it needs model.init_bias=-10 and starts best with
+    model.init_temperature=0.1."""
+    tile: int = 1024
+    """Captions whose logits exist at a time; about 12 bytes for each of them and each figure of the
+    rank. Changes memory and speed, not the loss."""
+
+    def __post_init__(self) -> None:
+        if self.tile < 1:
+            raise ValueError(f"loss.tile must be at least 1, got {self.tile}")
+
+
+def contrastive_loss(features: Features, config: LossConfig) -> Tensor:
+    """This rank's share of the loss of the global batch, a scalar in fp32.
 
     Args:
-        image: [b, D] normalised features x of this rank.
-        text: [b, D] normalised features y of this rank.
-        scale: exp of the logit scale, s, a scalar.
-        chunk: rows whose logits exist at a time. They are computed again in backward, so memory
-            grows linearly with the global batch and not with its square.
+        features: of the rank's b pairs; every rank holds the same number.
+        config: which loss.
 
-    Returns:
-        A scalar, this rank's part of the loss.
+    Raises:
+        UserError: the model has no bias and the loss needs one, or the other way about.
     """
-    targets = torch.arange(len(image), device=image.device) + rank() * len(image)
-    total = _cross_entropy(image, gather(text), scale, targets, chunk)
-    total = total + _cross_entropy(text, gather(image), scale, targets, chunk)
-    return total / (2 * len(image))
+    if (features.bias is not None) != (config.name == "siglip"):
+        raise UserError(
+            "model.init_bias: loss.name=siglip needs it: set model.init_bias=-10"
+            if features.bias is None
+            else f"model.init_bias: loss.name={config.name} has no use for it: set it to null"
+        )
+    # Products stay out of autocast: bf16 has 8 bits, too few for logits of 100 * cosine.
+    with _full_precision(features.image):
+        return _LOSSES[config.name](features, config.tile)
 
 
-def _cross_entropy(
-    rows: Tensor, columns: Tensor, scale: Tensor, targets: Tensor, chunk: int
-) -> Tensor:
-    """Sum of cross entropies of the rows: [b, D], [N, D] -> scalar."""
-    if len(rows) <= chunk:
-        return _chunk(rows, columns, scale, targets)
+def infonce(features: Features, tile: int) -> Tensor:
+    """Symmetric InfoNCE (Radford et al. 2021, figure 3).
+
+    L = -1/2b sum_i [log softmax_j(s <x_i, y_j>)_i + log softmax_j(s <y_i, x_j>)_i] over the rank's
+    b pairs i and the global batch j.
+    """
+    image, text, scale, _ = features
+    share = _InfoNCE.apply(image.float(), gather(text.float()), scale, rank() * len(image), tile)
+    return cast(Tensor, share)
+
+
+def siglip(features: Features, tile: int) -> Tensor:
+    """Sigmoid loss (Zhai et al. 2023, algorithm 1).
+
+    L = -1/b sum_ij log sigmoid(z_ij (s <x_i, y_j> + c)) over the rank's b figures i and the global
+    batch of captions j; z is 1 for pairs and -1 otherwise.
+    """
+    image, text, scale, bias = features
+    first = rank() * len(image)
     parts = [
         checkpoint(
-            _chunk, rows[i : i + chunk], columns, scale, targets[i : i + chunk], use_reentrant=False
+            _siglip_tile,
+            *(image.float(), columns, scale, bias, first - start),
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
-        for i in range(0, len(rows), chunk)
+        for start, columns in _tiles(gather(text.float()), tile)
     ]
-    return torch.stack(parts).sum()
+    return torch.stack(parts).sum() / len(image)
 
 
-def _chunk(rows: Tensor, columns: Tensor, scale: Tensor, targets: Tensor) -> Tensor:
-    # The products stay out of autocast: bf16 has 8 bits, too few for logits of 100 * cosine.
-    with torch.autocast(rows.device.type, enabled=False):
-        return F.cross_entropy(scale * rows.float() @ columns.float().T, targets, reduction="sum")
+_LOSSES: dict[str, Callable[[Features, int], Tensor]] = {"infonce": infonce, "siglip": siglip}
+
+
+class _InfoNCE(torch.autograd.Function):
+    """Both softmaxes from one strip: of its rows, and of its columns together with other ranks'.
+
+    It relies on all ranks scaling their share alike in backward: a rank's strip holds part of the
+    gradient of every rank's share.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, scale: Tensor, first: int, tile: int
+    ) -> Tensor:
+        """[b, D] of this rank, [N, D] of all, scalar, place of row 0 among the columns."""
+        rows = image.new_full((len(image),), -torch.inf)  # log of the sums of each row's softmax
+        column_parts, pair_parts = [], []
+        for start, columns in _tiles(text, tile):
+            logits = (image @ columns.T).mul_(scale)
+            rows = torch.logaddexp(rows, logits.logsumexp(1))
+            column_parts.append(logits.logsumexp(0))
+            pair_parts.append(logits.diagonal(first - start))  # empty outside this rank's columns
+        columns_sum, pairs = _sum_over_ranks(torch.cat(column_parts)), torch.cat(pair_parts)
+        ctx.save_for_backward(image, text, scale, rows, columns_sum)
+        ctx.first, ctx.tile = first, tile
+        own = columns_sum[first : first + len(image)]
+        return (rows + own - 2 * pairs).sum() / (2 * len(image))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, scale, rows, columns_sum = ctx.saved_tensors
+        of_image, of_text, of_scale = torch.zeros_like(image), [], torch.zeros_like(scale)
+        gradient = gradient / (2 * len(image))
+        with _full_precision(image):
+            for start, columns in _tiles(text, ctx.tile):
+                cosines = image @ columns.T
+                logits = cosines * scale
+                # d L / d logits: both softmaxes, minus 2 at the pairs.
+                weights = (logits - rows[:, None]).exp_()
+                weights += logits.sub_(columns_sum[start : start + len(columns)]).exp_()
+                weights.diagonal(ctx.first - start).sub_(2)
+                weights *= gradient
+                of_scale += torch.sum(cosines.mul_(weights))
+                weights *= scale
+                of_image.addmm_(weights, columns)
+                of_text.append(weights.T @ image)
+        return of_image, torch.cat(of_text), of_scale, None, None
+
+
+def _siglip_tile(image: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pairs: int) -> Tensor:
+    """Sum over a tile; its pairs are on the diagonal at offset `pairs`."""
+    with _full_precision(image):
+        logits = torch.addmm(bias.expand(1, 1), scale * image, columns.T)
+    logits.diagonal(pairs).neg_()
+    return F.softplus(logits).sum()  # -log sigmoid(-logit), and of the pairs -log sigmoid(logit)
+
+
+def _tiles(text: Tensor, tile: int) -> list[tuple[int, Tensor]]:
+    """(start, [tile, D]) of each tile; one split, so that backward joins gradients in one go."""
+    return [(place * tile, part) for place, part in enumerate(text.split(tile))]
+
+
+def _sum_over_ranks(logs: Tensor) -> Tensor:
+    """Log of the sum over ranks of exp(logs), element by element."""
+    if size() == 1:
+        return logs
+    largest = logs.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    shares = (logs - largest).exp_()
+    dist.all_reduce(shares)
+    return largest + shares.log_()
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)

@@ -28,7 +28,7 @@ from vlp.data.loader import (
 )
 from vlp.data.order import generator
 from vlp.data.text import CaptionTokenizer, train_wordpiece
-from vlp.losses import clip_loss
+from vlp.losses import LossConfig, contrastive_loss
 from vlp.models.dual_encoder import DualEncoder, ModelConfig
 from vlp.models.hub import load_weights, save_pretrained
 from vlp.optim import OptimizerConfig, adamw, learning_rate
@@ -98,6 +98,8 @@ class Config:
     """The towers."""
     data: DataConfig = field(default_factory=DataConfig)
     """The shards."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimiser."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -290,7 +292,7 @@ class Trainer:
         text = batch.text.to(self.world.device, non_blocking=True)
         with self.autocast:
             features = self.parallel(self.normalise(batch.images), text)
-        loss = clip_loss(features.image, features.text, features.scale)
+        loss = contrastive_loss(features, self.config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(

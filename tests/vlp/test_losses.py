@@ -1,59 +1,70 @@
-"""The gathered loss against open_clip's ClipLoss on the whole batch, over 1, 2 and 4 processes.
+"""The tiled losses against open_clip's on the whole batch, over 1, 2 and 4 processes.
 
 Tolerance 1e-6 relative to the largest gradient: float32 sums in another order.
 """
 
 import math
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vlp.config import UserError
 from vlp.distributed import gather
-from vlp.losses import clip_loss
+from vlp.losses import LossConfig, contrastive_loss
+from vlp.models.dual_encoder import Features
 
 BATCH, WIDTH = 24, 16
+LOSSES = ["infonce", "siglip"]
 
 
-def whole_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unnormalised features and a log temperature, the same in every process."""
+def whole_batch(loss: str) -> list[torch.Tensor]:
+    """Unnormalised features, a log temperature and a bias, the same in every process."""
     torch.manual_seed(0)
-    return torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH), torch.tensor(math.log(20.0))
+    features = [torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH), torch.tensor(math.log(20.0))]
+    return features + ([torch.tensor(-3.0)] if loss == "siglip" else [])
 
 
-def open_clip_reference() -> dict[str, torch.Tensor]:
-    image, text, log_scale = (x.requires_grad_() for x in whole_batch())
-    unit = torch.nn.functional.normalize
-    loss = open_clip.ClipLoss()(unit(image, dim=-1), unit(text, dim=-1), log_scale.exp())
-    loss.backward()
-    return {"loss": loss.detach(), "image": image.grad, "text": text.grad, "scale": log_scale.grad}
+def unit_features(image: Any, text: Any, log_scale: Any, bias: Any = None) -> Features:
+    return Features(F.normalize(image, dim=-1), F.normalize(text, dim=-1), log_scale.exp(), bias)
 
 
-def run_rank(rank: int, ranks: int, port: int, chunk: int, folder: str) -> None:
+def open_clip_reference(loss: str) -> dict[str, torch.Tensor]:
+    leaves = [x.requires_grad_() for x in whole_batch(loss)]
+    features = [x for x in unit_features(*leaves) if x is not None]
+    peer = open_clip.SigLipLoss() if loss == "siglip" else open_clip.ClipLoss()
+    value = peer(*features)
+    value.backward()
+    return {"loss": value.detach()} | named_gradients(leaves)
+
+
+def named_gradients(leaves: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = ("image", "text", "scale", "bias")
+    return {name: x.grad for name, x in zip(names, leaves, strict=False) if x.grad is not None}
+
+
+def run_rank(rank: int, ranks: int, port: int, loss: str, folder: str) -> None:
+    """Loss and gradients of one rank, with one tile and with tiles that cross the ranks' borders."""
     torch.set_num_threads(1)
     if ranks > 1:
         dist.init_process_group(
             "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
         )
     rows = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
-    image, text, log_scale = whole_batch()
-    image, text, log_scale = (
-        x.clone().requires_grad_() for x in (image[rows], text[rows], log_scale)
-    )
-    unit = torch.nn.functional.normalize
-    loss = clip_loss(unit(image, dim=-1), unit(text, dim=-1), log_scale.exp(), chunk)
-    loss.backward()
-    result = {
-        "loss": loss.detach(),
-        "image": image.grad,
-        "text": text.grad,
-        "scale": log_scale.grad,
-    }
-    torch.save(result, Path(folder) / f"{rank}.pt")
+    for tile in (1024, 5):
+        leaves = [(x[rows] if x.ndim else x).clone().requires_grad_() for x in whole_batch(loss)]
+        config = LossConfig(name=loss, tile=tile)  # type: ignore[arg-type]
+        value = contrastive_loss(unit_features(*leaves), config)
+        value.backward()
+        torch.save({"loss": value.detach()} | named_gradients(leaves), f"{folder}/{tile}.{rank}.pt")
     if ranks > 1:
         dist.destroy_process_group()
 
@@ -64,28 +75,87 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("chunk", [1024, 5])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_equals_open_clip_on_the_whole_batch(ranks: int, chunk: int, tmp_path: Path) -> None:
+def test_equals_open_clip_on_the_whole_batch(ranks: int, loss: str, tmp_path: Path) -> None:
     mp.start_processes(
         run_rank,
-        (ranks, free_port(), chunk, str(tmp_path)),
+        (ranks, free_port(), loss, str(tmp_path)),
         nprocs=ranks,
         start_method="fork" if not torch.cuda.is_available() else "spawn",
     )
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
-    want = open_clip_reference()
-    # What DDP does to parameters: gradients are averaged over the ranks.
-    got = {
-        "loss": torch.stack([part["loss"] for part in parts]).mean(),
-        "image": torch.cat([part["image"] for part in parts]) / ranks,
-        "text": torch.cat([part["text"] for part in parts]) / ranks,
-        "scale": torch.stack([part["scale"] for part in parts]).mean(),
-    }
-    for name, value in want.items():
-        assert got[name].shape == value.shape
-        assert (got[name] - value).abs().max() <= 1e-6 * max(1, value.abs().max()), name
-    assert want["image"].abs().max() > 1e-3  # the comparison is not of zeros
+    want = open_clip_reference(loss)
+    for tile in (1024, 5):
+        parts = [
+            torch.load(tmp_path / f"{tile}.{rank}.pt", weights_only=True) for rank in range(ranks)
+        ]
+        # What DDP does to parameters: gradients are averaged over the ranks.
+        got = {
+            name: torch.cat([part[name] for part in parts]) / ranks
+            if value.ndim
+            else torch.stack([part[name] for part in parts]).mean()
+            for name, value in want.items()
+        }
+        for name, value in want.items():
+            assert got[name].shape == value.shape
+            assert (got[name] - value).abs().max() <= 1e-6 * max(1, value.abs().max()), name
+    assert min(value.abs().max() for value in want.values()) > 1e-3  # not a comparison of zeros
+
+
+def open_clip_rank(rank: int, ranks: int, port: int, folder: str) -> None:
+    """open_clip's own distributed SigLIP, whose share per rank ours must equal too."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
+    )
+    rows = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+    results = []
+    for peer in (True, False):
+        parts = [(x[rows] if x.ndim else x).clone() for x in whole_batch("siglip")]
+        leaves = [x.requires_grad_() for x in parts]
+        features = unit_features(*leaves)
+        value = (
+            open_clip.SigLipLoss(rank=rank, world_size=ranks)(*features)
+            if peer
+            else contrastive_loss(features, LossConfig(name="siglip", tile=7))
+        )
+        value.backward()
+        results.append({"loss": value.detach()} | named_gradients(leaves))
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_siglip_equals_open_clips_ranks_one_by_one(tmp_path: Path) -> None:
+    ranks = 3
+    mp.start_processes(
+        open_clip_rank, (ranks, free_port(), str(tmp_path)), nprocs=ranks, start_method="fork"
+    )
+    for rank in range(ranks):
+        theirs, ours = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in theirs.items():
+            assert (ours[name] - value).abs().max() <= 1e-6 * max(1, value.abs().max()), name
+
+
+@pytest.mark.parametrize("tile", [64, 3])
+def test_infonce_in_double_precision_matches_finite_differences(tile: int) -> None:
+    """Known answer without another implementation: the derivative itself."""
+    torch.manual_seed(1)
+    image, text = (F.normalize(torch.randn(7, 5).double(), dim=-1) for _ in range(2))
+
+    def loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        logits = scale * image @ text.T
+        places = torch.arange(len(image))
+        return (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
+
+    leaves = [x.clone().requires_grad_() for x in (image, text, torch.tensor(9.0).double())]
+    wanted = torch.autograd.grad(loss(*leaves), leaves)
+    # The loss itself is fp32: 1e-6 of its gradients, which are of size 0.1.
+    singles = [x.detach().float().requires_grad_() for x in leaves]
+    found = torch.autograd.grad(
+        contrastive_loss(Features(*singles), LossConfig(tile=tile)), singles
+    )
+    for got, want in zip(found, wanted, strict=True):
+        assert (got - want).abs().max() <= 1e-6
 
 
 def test_one_process_gathers_nothing() -> None:
@@ -95,6 +165,66 @@ def test_one_process_gathers_nothing() -> None:
 
 def test_perfect_and_uniform_features() -> None:
     """Known answers: log N for equal features, nearly 0 for orthogonal pairs at a large scale."""
-    same = torch.nn.functional.normalize(torch.ones(8, 4), dim=-1)
-    assert clip_loss(same, same, torch.tensor(10.0)).item() == pytest.approx(math.log(8), abs=1e-6)
-    assert clip_loss(torch.eye(8), torch.eye(8), torch.tensor(100.0)).item() < 1e-6
+    same = F.normalize(torch.ones(8, 4), dim=-1)
+    config = LossConfig(tile=3)
+    uniform = contrastive_loss(Features(same, same, torch.tensor(10.0)), config)
+    assert uniform.item() == pytest.approx(math.log(8), abs=1e-6)
+    perfect = contrastive_loss(Features(torch.eye(8), torch.eye(8), torch.tensor(100.0)), config)
+    assert 0 <= perfect.item() < 1e-6
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_autocast_changes_nothing(loss: str) -> None:
+    """Neither around the loss nor around backward: the products are fp32 all the same."""
+    results = []
+    for half in (False, True):
+        leaves = [x.requires_grad_() for x in whole_batch(loss)]
+        config = LossConfig(name=loss, tile=7)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = contrastive_loss(unit_features(*leaves), config)
+            value.backward()
+        results.append([value.detach(), *(x.grad for x in leaves)])
+    for plain, half_result in zip(*results, strict=True):
+        assert torch.equal(plain, half_result)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tensors(out):
+            self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return out
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors(part)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_tensor_is_larger_than_a_tile(loss: str) -> None:
+    """512 pairs have 1 MB of logits; tiles of 16 captions have 32 kB."""
+    bias = torch.tensor(-10.0) if loss == "siglip" else None
+    leaves = [F.normalize(torch.randn(512, 4), dim=-1).requires_grad_() for _ in range(2)]
+    with LargestTensor() as largest:
+        features = Features(*leaves, torch.tensor(10.0, requires_grad=True), bias)
+        config = LossConfig(name=loss, tile=16)  # type: ignore[arg-type]
+        contrastive_loss(features, config).backward()
+    assert largest.bytes == 512 * 16 * 4
+
+
+def test_bias_and_loss_must_fit() -> None:
+    one = torch.ones(1, 1)
+    with pytest.raises(UserError, match=r"model.init_bias: loss.name=siglip needs it"):
+        contrastive_loss(Features(one, one, one.sum()), LossConfig(name="siglip"))
+    with pytest.raises(UserError, match=r"model.init_bias: loss.name=infonce has no use for it"):
+        contrastive_loss(Features(one, one, one.sum(), one.sum()), LossConfig())
+    with pytest.raises(ValueError, match=r"loss.tile must be at least 1"):
+        LossConfig(tile=0)

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 from tests.vlp.tiny import CAPTIONS, MODEL, make_tokenizer
 from vlp.config import UserError
 from vlp.data.text import CaptionTokenizer, PackedText
-from vlp.losses import clip_loss
+from vlp.losses import LossConfig, contrastive_loss
 from vlp.models import attention
 from vlp.models.attention import attend, plan
 from vlp.models.dual_encoder import DualEncoder, ModelConfig
@@ -85,7 +85,7 @@ def test_gradients_equal_open_clip(twins: Any) -> None:
     images = torch.randn(len(CAPTIONS), 3, 160, 160)
     ours.zero_grad()
     theirs.zero_grad()
-    loss = clip_loss(*ours(images, packed))
+    loss = contrastive_loss(ours(images, packed), LossConfig())
     loss.backward()
     theirs.train()
     image, text, scale = theirs(images, packed.padded())
@@ -107,7 +107,8 @@ def test_every_parameter_learns(twins: Any) -> None:
     """Nothing is dead, apart from rows of tables that no token used."""
     ours, _, tokenizer = twins
     ours.zero_grad()
-    clip_loss(*ours(torch.randn(7, 3, 160, 160), tokenizer(CAPTIONS))).backward()
+    features = ours(torch.randn(7, 3, 160, 160), tokenizer(CAPTIONS))
+    contrastive_loss(features, LossConfig()).backward()
     dead = [n for n, p in ours.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # The last layer's keys get a constant from their bias, which softmax ignores.
     assert [name for name in dead if "key.bias" not in name] == []

@@ -1,4 +1,8 @@
-"""Attention over packed sequences: flash on CUDA in half precision, an exact fallback elsewhere."""
+"""Attention over packed sequences: flash on CUDA in half precision, an exact fallback elsewhere.
+
+The flash path compiles into the graph around it. The fallback's shapes depend on the lengths, so
+it is kept out of compiled graphs, which then break around it.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -44,6 +48,11 @@ class Layout:
         """int64 [B]: the row of each sequence's first token, [CLS]."""
         return self.cu_seqlens[:-1].long()
 
+    @property
+    def lasts(self) -> Tensor:
+        """int64 [B]: the row of each sequence's last token."""
+        return self.cu_seqlens[1:].long() - 1
+
 
 def uses_flash(device: torch.device, dtype: torch.dtype) -> bool:
     """Variable-length flash attention exists on CUDA for half precision only."""
@@ -54,6 +63,12 @@ def plan(cu_seqlens: Tensor, max_length: int, dtype: torch.dtype) -> Layout:
     """Prepare attention over sequences that start at `cu_seqlens` (int32 [B + 1])."""
     if uses_flash(cu_seqlens.device, dtype):
         return Layout(cu_seqlens, max_length, None)
+    return Layout(cu_seqlens, max_length, _group(cu_seqlens))
+
+
+@torch.compiler.disable
+def _group(cu_seqlens: Tensor) -> tuple[Group, ...]:
+    """Sequences in ascending order of length, GROUP at a time."""
     starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     groups = []
     for sequences in torch.argsort(lengths, stable=True).split(GROUP):
@@ -61,26 +76,32 @@ def plan(cu_seqlens: Tensor, max_length: int, dtype: torch.dtype) -> Layout:
         inside = longest < lengths[sequences, None]
         tokens = torch.where(inside, starts[sequences, None] + longest, 0)
         groups.append(Group(sequences, tokens, None if bool(inside.all()) else inside))
-    return Layout(cu_seqlens, max_length, tuple(groups))
+    return tuple(groups)
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, one_query: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    one_query: bool = False,
+    causal: bool = False,
 ) -> Tensor:
-    """Bidirectional attention within each sequence.
+    """Attention within each sequence.
 
     Args:
         query: [T, heads, d]; [B, heads, d] with `one_query`.
         key: [T, heads, d].
         value: [T, heads, d].
         layout: of the T rows.
-        one_query: each sequence asks with one row instead of all its rows.
+        one_query: each sequence asks with one row instead of all its rows, and of all its rows.
+        causal: a row asks only rows up to itself; not together with `one_query`.
 
     Returns:
         As `query`.
     """
     if layout.groups is not None:
-        return _attend_groups(query, key, value, layout.groups, one_query)
+        return _attend_groups(query, key, value, layout.groups, one_query, causal)
     from torch.nn.attention.varlen import varlen_attn  # CUDA only, and slow to import
 
     key_starts, longest = layout.cu_seqlens, layout.max_length
@@ -88,12 +109,21 @@ def attend(
     if one_query:
         query_starts = torch.arange(len(key_starts), dtype=torch.int32, device=query.device)
         longest_query = 1
-    out = varlen_attn(query, key, value, query_starts, key_starts, longest_query, longest)
+    window = (-1, 0) if causal else (-1, -1)
+    out = varlen_attn(
+        query, key, value, query_starts, key_starts, longest_query, longest, window_size=window
+    )
     return cast(Tensor, out)
 
 
+@torch.compiler.disable
 def _attend_groups(
-    query: Tensor, key: Tensor, value: Tensor, groups: tuple[Group, ...], one_query: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: tuple[Group, ...],
+    one_query: bool,
+    causal: bool,
 ) -> Tensor:
     """Exact attention, group by group, each padded to its own longest sequence."""
     rows, outputs = [], []
@@ -101,9 +131,11 @@ def _attend_groups(
         # [g, L, heads, d] -> [g, heads, L, d]
         k, v = (x[group.tokens].transpose(1, 2) for x in (key, value))
         places = group.sequences[:, None] if one_query else group.tokens
-        mask = None if group.mask is None else group.mask[:, None, None, :]
+        # A causal row never sees the padding behind it, so it needs no mask of its own.
+        mask = None if causal or group.mask is None else group.mask[:, None, None, :]
         q = query[places].transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        out = out.transpose(1, 2)
         if one_query or group.mask is None:
             rows.append(places.flatten())
             outputs.append(out.flatten(0, 1))

@@ -55,6 +55,11 @@ class ImageConfig:
                 raise ValueError(f"model.image.{key} must be in [0, 1), got {getattr(self, key)}")
         if self.frozen < -1:
             raise ValueError(f"model.image.frozen must be at least -1, got {self.frozen}")
+        if self.frozen == -1 and (self.drop_path or self.patch_dropout):
+            raise ValueError(
+                "model.image.frozen=-1 leaves nothing to model.image.drop_path and "
+                "model.image.patch_dropout: set them to 0"
+            )
 
 
 class VisionTower(nn.Module):
@@ -62,6 +67,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: ImageConfig, embed_dim: int) -> None:
         super().__init__()
+        self.frozen = config.frozen == -1
         self.trunk = _build_trunk(config)
         if _reads_cls_only(self.trunk):
             # A class of its own rather than a wrapper: parameter names and the module call, where
@@ -75,17 +81,23 @@ class VisionTower(nn.Module):
         """Normalised images [B, 3, size, size] -> [B, embed_dim], not normalised."""
         return self.head(self.trunk(images))
 
+    def train(self, mode: bool = True) -> "VisionTower":
+        """As nn.Module's; a wholly frozen trunk stays as in evaluation, BatchNorms included."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each block's input for backward, and compute the rest again."""
         self.trunk.set_grad_checkpointing(enable)
 
     def depths(self) -> dict[str, int]:
-        """Layer of each parameter: 0 the stem, 1 to n the blocks, n + 1 what follows them."""
+        """Layer of each parameter: 0 the stem, 1 to n timm's groups, n + 1 the projection."""
         layers = group_parameters(self.trunk, self.trunk.group_matcher())
         of_trunk = {f"trunk.{name}": depth for depth, names in layers.items() for name in names}
-        last = max(of_trunk.values(), default=0)
-        # timm puts the last norm into a group of its own, behind the blocks; some models have none.
-        return of_trunk | {f"head.{name}": last for name, _ in self.head.named_parameters()}
+        last = max(of_trunk.values())
+        return of_trunk | {f"head.{name}": last + 1 for name, _ in self.head.named_parameters()}
 
 
 class ClsOnlyBlock(Block):
