@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any, Protocol
 
 from data_prep.archives import ArchiveError
@@ -120,23 +120,14 @@ class Item(Protocol):
         ...
 
 
-class NamedInErrors:
+@contextmanager
+def named_in_errors(name: str) -> Iterator[None]:
     """Adds a note to an unexpected error: which article was being worked on."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            error.add_note(f"while working on {self._name}")
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while working on {name}")
+        raise
 
 
 def plan_articles(config: ArticleConfig, stage: str, items: Sequence[Item]) -> tuple[Unit, ...]:
@@ -173,7 +164,7 @@ def shard_number(config: ArticleConfig, split: str, group: str, count: int) -> i
 def produce(root: Path, config: ArticleConfig, unit: Unit) -> Iterator[Sample | Reject]:
     """Samples and rejects of one unit, article by article."""
     for item in unit.items:
-        with NamedInErrors(f"article {item.article} ({item.xml})"):
+        with named_in_errors(f"article {item.article} ({item.xml})"):
             yield from article_results(config, root, item)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 
 from data_prep import sync
-from data_prep.articles import NamedInErrors, figure_results, plan_articles
+from data_prep.articles import figure_results, named_in_errors, plan_articles
 from data_prep.bucket import PMC_BUCKET
 from data_prep.build import BuildConfig, Plan, Unit, build
 from data_prep.fetch import Engine, close_engines, engine_for, fetch_in_order
@@ -121,7 +121,7 @@ def produce(config: PmcConfig, unit: Unit) -> Iterator[Sample | Reject]:
     wanted = [item for item in unit.items if not previous.has(item)]
     fetched = fetch_in_order(config.engine(), config, wanted, ahead=config.requests)
     for item in unit.items:
-        with NamedInErrors(f"article {item.article} ({item.xml})"):
+        with named_in_errors(f"article {item.article} ({item.xml})"):
             if previous.has(item):
                 yield from previous.results(item)
                 continue

@@ -57,7 +57,7 @@ def contrastive_loss(features: Features, config: LossConfig) -> Tensor:
             else f"model.init_bias: loss.name={config.name} has no use for it: set it to null"
         )
     # Products stay out of autocast: bf16 has 8 bits, too few for logits of 100 * cosine.
-    with _full_precision(features.image):
+    with torch.autocast(features.image.device.type, enabled=False):
         return _LOSSES[config.name](features, config.tile)
 
 
@@ -107,45 +107,44 @@ class _InfoNCE(torch.autograd.Function):
         ctx: Any, image: Tensor, text: Tensor, scale: Tensor, first: int, tile: int
     ) -> Tensor:
         """[b, D] of this rank, [N, D] of all, scalar, place of row 0 among the columns."""
-        rows = image.new_full((len(image),), -torch.inf)  # log of the sums of each row's softmax
+        row_logs = image.new_full((len(image),), -torch.inf)  # of the sums of the softmaxes
         column_parts, pair_parts = [], []
         for start, columns in _tiles(text, tile):
             logits = (image @ columns.T).mul_(scale)
-            rows = torch.logaddexp(rows, logits.logsumexp(1))
+            row_logs = torch.logaddexp(row_logs, logits.logsumexp(1))
             column_parts.append(logits.logsumexp(0))
-            pair_parts.append(logits.diagonal(first - start))  # empty outside this rank's columns
-        columns_sum, pairs = _sum_over_ranks(torch.cat(column_parts)), torch.cat(pair_parts)
-        ctx.save_for_backward(image, text, scale, rows, columns_sum)
+            # Empty outside this rank's columns. A view would keep every tile alive.
+            pair_parts.append(logits.diagonal(first - start).clone())
+        column_logs, pairs = _sum_over_ranks(torch.cat(column_parts)), torch.cat(pair_parts)
+        ctx.save_for_backward(image, text, scale, row_logs, column_logs)
         ctx.first, ctx.tile = first, tile
-        own = columns_sum[first : first + len(image)]
-        return (rows + own - 2 * pairs).sum() / (2 * len(image))
+        own = column_logs[first : first + len(image)]
+        return (row_logs + own - 2 * pairs).sum() / (2 * len(image))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, rows, columns_sum = ctx.saved_tensors
+        image, text, scale, row_logs, column_logs = ctx.saved_tensors
         of_image, of_text, of_scale = torch.zeros_like(image), [], torch.zeros_like(scale)
         gradient = gradient / (2 * len(image))
-        with _full_precision(image):
-            for start, columns in _tiles(text, ctx.tile):
-                cosines = image @ columns.T
-                logits = cosines * scale
-                # d L / d logits: both softmaxes, minus 2 at the pairs.
-                weights = (logits - rows[:, None]).exp_()
-                weights += logits.sub_(columns_sum[start : start + len(columns)]).exp_()
-                weights.diagonal(ctx.first - start).sub_(2)
-                weights *= gradient
-                of_scale += torch.sum(cosines.mul_(weights))
-                weights *= scale
-                of_image.addmm_(weights, columns)
-                of_text.append(weights.T @ image)
+        for start, columns in _tiles(text, ctx.tile):
+            cosines = image @ columns.T
+            logits = cosines * scale
+            # d L / d logits: both softmaxes, minus 2 at the pairs.
+            weights = (logits - row_logs[:, None]).exp_()
+            weights += logits.sub_(column_logs[start : start + len(columns)]).exp_()
+            weights.diagonal(ctx.first - start).sub_(2)
+            weights *= gradient
+            of_scale += torch.sum(cosines.mul_(weights))
+            weights *= scale
+            of_image.addmm_(weights, columns)
+            of_text.append(weights.T @ image)
         return of_image, torch.cat(of_text), of_scale, None, None
 
 
 def _siglip_tile(image: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pairs: int) -> Tensor:
     """Sum over a tile; its pairs are on the diagonal at offset `pairs`."""
-    with _full_precision(image):
-        logits = torch.addmm(bias.expand(1, 1), scale * image, columns.T)
+    logits = torch.addmm(bias.expand(1, 1), scale * image, columns.T)
     logits.diagonal(pairs).neg_()
     return F.softplus(logits).sum()  # -log sigmoid(-logit), and of the pairs -log sigmoid(logit)
 
@@ -164,7 +163,3 @@ def _sum_over_ranks(logs: Tensor) -> Tensor:
     shares = (logs - largest).exp_()
     dist.all_reduce(shares)
     return largest + shares.log_()
-
-
-def _full_precision(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)

@@ -2,7 +2,7 @@
 
 Padding never exists: linear layers and norms see [T, width] rows of real tokens, and attention
 runs within the sequences that `cu_seqlens` marks. Only the [CLS] row of the last layer is used, so
-that layer computes nothing else. Both are exact (tests/vlp/test_text_tower.py).
+that layer computes nothing else. Both are exact (tests/vlp/test_towers.py).
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlp.data.text import PackedText
 from vlp.models.attention import Layout, attend, plan
@@ -18,17 +19,24 @@ from vlp.models.attention import Layout, attend, plan
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The text tower: BERT, its tokenizer and its projection."""
+    """The text tower: its architecture, its tokenizer and its projection."""
 
+    kind: Literal["bert", "gpt"] = "bert"
+    """`bert` reads both ways and gives [CLS]; `gpt` is CLIP's, reads one way and gives the last
+    token."""
+    init: str = ""
+    """BERT weights to start from: a folder or hub id of Hugging Face's format (`BertModel`,
+    `BertForMaskedLM`, ...); its tokenizer is taken, too, if `tokenizer` is empty."""
     tokenizer: str = ""
-    """Folder with tokenizer.json, or that file. Empty: a WordPiece vocabulary is trained on the
-    training captions and saved in the run's folder."""
+    """Folder with tokenizer.json or vocab.txt, or that file; `clip` for the one that open_clip
+    brings. Empty: that of the weights to start from, if any, otherwise a WordPiece vocabulary is
+    trained on the training captions and saved in the run's folder."""
     vocab_size: int = 30522
     """Size of the vocabulary when one is trained; a given tokenizer's own size replaces it."""
     context_length: int = 256
     """Tokens that a caption is cut to, [CLS] and [SEP] included."""
     max_positions: int = 512
-    """Rows of the position table; at least context_length."""
+    """Rows of the position table; at least context_length. A `gpt` has context_length rows."""
     width: int = 768
     """Size of a token's vector."""
     layers: int = 12
@@ -38,11 +46,29 @@ class TextConfig:
     mlp_width: int = 3072
     """Hidden size of the feed-forward blocks."""
     layer_norm_eps: float = 1e-12
-    """Added to the variance in every LayerNorm."""
+    """Added to the variance in every LayerNorm; a `gpt` has CLIP's 1e-5."""
     proj: Literal["linear", "mlp"] = "mlp"
-    """Projection to the shared space; `mlp` is what BiomedCLIP's checkpoint has."""
+    """Projection to the shared space; `mlp` is what BiomedCLIP's checkpoint has. A `gpt` has
+    `linear`."""
+    quick_gelu: bool = False
+    """A `gpt`'s activation x * sigmoid(1.702 x), as OpenAI's CLIP has it; otherwise GELU."""
+    frozen: int = 0
+    """Layers that don't learn: n > 0 for the embeddings and the first n layers, -1 for all but the
+    projection."""
 
     def __post_init__(self) -> None:
+        if self.kind == "gpt" and (self.proj != "linear" or self.init):
+            raise ValueError(
+                "model.text.kind=gpt has a linear projection and no weights from a BERT: set "
+                "model.text.proj=linear and model.text.init="
+            )
+        if self.quick_gelu and self.kind != "gpt":
+            raise ValueError("model.text.quick_gelu is for model.text.kind=gpt")
+        if self.frozen < -1 or self.frozen > self.layers:
+            raise ValueError(
+                f"model.text.frozen must be -1 or one of 0 to model.text.layers={self.layers}, "
+                f"got {self.frozen}"
+            )
         if self.width % self.heads:
             raise ValueError(
                 f"model.text.width={self.width} is not divisible by model.text.heads={self.heads}"
@@ -146,6 +172,7 @@ class PackedBert(nn.Module):
 
     def __init__(self, config: TextConfig, pad_id: int = 0) -> None:
         super().__init__()
+        self.grad_checkpointing = False
         self.embeddings = Embeddings(config, pad_id)
         self.encoder = nn.ModuleDict(
             {"layer": nn.ModuleList(Layer(config) for _ in range(config.layers))}
@@ -154,22 +181,34 @@ class PackedBert(nn.Module):
 
     def forward(self, text: PackedText) -> Tensor:
         """B packed captions -> [B, width]."""
-        starts = (
-            text.cu_seqlens[:-1]
-            .long()
-            .repeat_interleave(text.cu_seqlens.diff(), output_size=len(text.input_ids))
-        )
-        positions = torch.arange(len(starts), device=starts.device) - starts
-        x = self.embeddings(text.input_ids, positions)
-        # Under autocast the projections come out in its type, whatever x is.
-        device = x.device.type
-        half = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if half else x.dtype
-        layout = plan(text.cu_seqlens, text.max_length, dtype)
+        x = self.embeddings(text.input_ids, positions(text))
+        layout = plan(text.cu_seqlens, text.max_length, compute_dtype(x))
         *layers, last = self.encoder["layer"].children()
         for layer in layers:
-            x = layer(x, layout)
-        return last(x, layout, cls_only=True)
+            x = call(layer, self.grad_checkpointing, x, layout)
+        return call(last, self.grad_checkpointing, x, layout, True)
+
+
+def positions(text: PackedText) -> Tensor:
+    """int64 [T]: the place of each token in its caption."""
+    starts, lengths = text.cu_seqlens[:-1].long(), text.cu_seqlens.diff()
+    rows = torch.arange(len(text.input_ids), device=starts.device)
+    return rows - starts.repeat_interleave(lengths, output_size=len(text.input_ids))
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Type of a linear layer's output: under autocast its type, whatever x is."""
+    device = x.device.type
+    half = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if half else x.dtype
+
+
+def call(layer: nn.Module, checkpointing: bool, *arguments: object) -> Tensor:
+    """Run a layer; with `checkpointing`, keep its input alone and run it again in backward."""
+    if not (checkpointing and torch.is_grad_enabled()):
+        return layer(*arguments)
+    # The layers draw no random numbers, so that there is no state of generators to restore.
+    return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class TextTower(nn.Module):
@@ -192,6 +231,20 @@ class TextTower(nn.Module):
     def forward(self, text: PackedText) -> Tensor:
         """B packed captions -> [B, embed_dim], not normalised."""
         return self.proj(self.transformer(text))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only each layer's input for backward, and compute the rest again."""
+        self.transformer.grad_checkpointing = enable
+
+    def depths(self) -> dict[str, int]:
+        """Layer of each parameter: 0 the embeddings, 1 to n the layers, n + 1 the projection."""
+        prefix, last = "transformer.encoder.layer.", len(self.transformer.encoder["layer"])
+        return {
+            name: int(name[len(prefix) :].partition(".")[0]) + 1
+            if name.startswith(prefix)
+            else (0 if name.startswith("transformer.embeddings.") else last + 1)
+            for name, _ in self.named_parameters()
+        }
 
 
 def _initialise(module: nn.Module) -> None:
