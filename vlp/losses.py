@@ -151,7 +151,7 @@ def _siglip_tile(image: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pa
 
 def _tiles(text: Tensor, tile: int) -> list[tuple[int, Tensor]]:
     """(start, [tile, D]) of each tile; one split, so that backward joins gradients in one go."""
-    return [(place * tile, part) for place, part in enumerate(text.split(tile))]
+    return [(place * tile, part) for place, part in enumerate(torch.split(text, tile))]
 
 
 def _sum_over_ranks(logs: Tensor) -> Tensor:
