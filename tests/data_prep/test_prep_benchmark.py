@@ -1,10 +1,13 @@
 """The benchmark of data_prep: its articles, its shares and its projection."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.curation import CurationConfig
+from benchmarks.curation import measure as measure_curation
 from benchmarks.measure import Result, Row
 from benchmarks.prep import _shares, correctness, https_rows
 from benchmarks.prep_corpus import FIGURES, _article
@@ -56,3 +59,22 @@ def test_projection() -> None:
     assert values["requests of one process"].value == pytest.approx(36e6 / 2000 / 3600)
     assert values["near-duplicates of 24 million figures"].value == pytest.approx(24 / 3600)
     assert bottleneck.startswith("10 cores (")
+
+
+def test_curation_finds_smaller_copies_and_not_crops(tmp_path: Path) -> None:
+    english = "The patient was seen by two radiologists, who found no sign of a fracture. "
+    spanish = "El paciente fue visto por dos radiólogos, que no hallaron signos de fractura. "
+    for name, text in (("en_few", english), ("es_few", spanish)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text * 3}) + "\n")
+    config = CurationConfig(drawn=12, texts=str(tmp_path), pairs=5000, budget=100)
+    rows = {row.what: row for row in measure_curation(config).rows}
+    share = {what: row.ratio for what, row in rows.items() if what.startswith("drawn")}
+    copies = next(what for what in share if "half the size: found" in what)
+    crops = next(what for what in share if "5% cropped from each side: found" in what)
+    assert (share[copies] or 0) > 0.8 > 0.2 > (share[crops] or 0)
+    assert rows["en_few, 1 paragraphs, keeping en: dropped"].value == 0
+    assert rows["es_few, 1 paragraphs, keeping en: dropped"].value == 1
+    assert rows["es_few, 1 paragraphs, keeping es: dropped"].value == 0
+    for name in ("kind", "journal", "year", "licence"):
+        entropy = next(r for what, r in rows.items() if f"entropy of {name} " in what)
+        assert 0 < entropy.value <= rows[f"selection: bound for {name}"].value
