@@ -1,13 +1,13 @@
 """Shard folders, read through index.parquet and manifest.json (docs/shard_format.md).
 
 Members are fetched by byte offset: no tar is ever scanned or streamed here, so any sample can be
-read at any time, which is what makes the data order a pure function.
+read at any time, which is what makes the data order a pure function. A folder may lie anywhere that
+storage.py reaches.
 """
 
-import functools
-import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,9 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vlp.config import UserError
+from vlp.data.cache import Cache
+from vlp.data.storage import Span, Storage, open_storage
 
 FORMAT = "biovlp-shards"
 VERSION = 1
@@ -31,6 +32,9 @@ COLUMNS = (
     "text_offset",
     "text_size",
 )
+NEXT = 2048
+"""Greatest gap in bytes between a member and the next one: padding and headers. Image and caption
+that are no further apart are read together."""
 
 Verify = Literal["size", "sha256"]
 
@@ -43,13 +47,22 @@ class RawSample(NamedTuple):
     caption: bytes
 
 
+class CacheConfig(NamedTuple):
+    """Where samples of remote shards are kept, and how many bytes of them at most."""
+
+    folder: str
+    limit: int
+
+
 @dataclass(frozen=True)
 class ShardFolder:
     """The samples of one split of a shard folder, in the order of shards, then offsets."""
 
-    folder: Path
+    storage: Storage
     shards: tuple[str, ...]
     shard_sizes: tuple[int, ...]
+    digests: tuple[str, ...]
+    """SHA-256 of each shard by the manifest."""
     keys: pa.ChunkedArray
     shard_of: np.ndarray
     spans: np.ndarray
@@ -69,40 +82,82 @@ class ShardFolder:
         Raises:
             UserError: the shard can't be opened or ends before the member does.
         """
-        image_offset, image_size = (int(value) for value in self.spans[index, :2])
-        image = _pread(self._path(index), image_offset, image_size)
-        return RawSample(self.key(index), image, self._caption(index))
+        return next(self.read_many([index]))
+
+    def read_many(self, indices: Sequence[int] | np.ndarray) -> Iterator[RawSample]:
+        """Samples in the given order; their reads overlap where the storage can do that.
+
+        Raises:
+            UserError: as `read`.
+        """
+        places = [self._places(int(index)) for index in indices]
+        data = self.storage.read([span for spans, _, _ in places for span in spans])
+        for index, (spans, image, text) in zip(indices, places, strict=True):
+            parts = [next(data) for _ in spans]
+            # One span holds both, or the text has one of its own.
+            caption = self._caption(int(index), parts[-1][text])
+            yield RawSample(self.key(int(index)), parts[0][image], caption)
+
+    def captions(self, indices: Sequence[int] | np.ndarray) -> Iterator[str]:
+        """Only the captions of samples, for training a vocabulary."""
+        spans = [
+            Span(self.shards[self.shard_of[i]], int(self.spans[i, 2]), int(self.spans[i, 3]))
+            for i in indices
+        ]
+        for index, text in zip(indices, self.storage.read(spans, keep=False), strict=True):
+            yield self._caption(int(index), text).decode("utf-8", errors="replace")
 
     def caption(self, index: int) -> str:
-        """Only the caption of a sample, for training a vocabulary."""
-        return self._caption(index).decode("utf-8", errors="replace")
+        """Only the caption of a sample."""
+        return next(self.captions([index]))
 
-    def _caption(self, index: int) -> bytes:
-        text_offset, text_size = (int(value) for value in self.spans[index, 2:])
-        text = _pread(self._path(index), text_offset, text_size)
+    def check_shard_of(self, index: int) -> None:
+        """Compare the checksum of the shard that holds a sample with the manifest's.
+
+        Raises:
+            UserError: they differ.
+        """
+        shard = int(self.shard_of[index])
+        _check_digest(self.storage, self.shards[shard], self.digests[shard])
+
+    def _places(self, index: int) -> tuple[list[Span], slice, slice]:
+        """The spans to read for a sample; where image and text are in the first and the last."""
+        shard = self.shards[self.shard_of[index]]
+        image, image_size, text, text_size = self.spans[index].tolist()
+        first, last = min(image, text), max(image + image_size, text + text_size)
+        if last - first <= image_size + text_size + NEXT:
+            return (
+                [Span(shard, first, last - first)],
+                slice(image - first, image - first + image_size),
+                slice(text - first, text - first + text_size),
+            )
+        both = [Span(shard, image, image_size), Span(shard, text, text_size)]
+        return both, slice(None), slice(None)
+
+    def _caption(self, index: int, text: bytes) -> bytes:
         if self.in_json[index]:
             record = json.loads(text)
             return str(record["caption"] if "caption" in record else record["text"]).encode()
         return text
 
-    def _path(self, index: int) -> str:
-        return f"{self.folder}/{self.shards[self.shard_of[index]]}"
 
-
-def open_shards(folder: str | Path, split: str, verify: Verify = "size") -> ShardFolder:
+def open_shards(
+    folder: str | Path, split: str, verify: Verify = "size", cache: CacheConfig | None = None
+) -> ShardFolder:
     """Open one split of a shard folder.
 
     Args:
-        folder: holds manifest.json, index.parquet and the tars that they name.
+        folder: holds manifest.json, index.parquet and the tars that they name; a URL or a path.
         split: `train`, `val`, `test` or whatever the index says.
         verify: compare each shard's `size` with the manifest, or read it and compare its `sha256`.
+        cache: where samples are kept if `folder` is a URL.
 
     Raises:
         UserError: anything missing, of another version, or different from the manifest.
     """
-    folder = Path(folder)
-    manifest = _manifest(folder)
-    table = _index(folder / "index.parquet")
+    storage = open_storage(folder)
+    manifest = _manifest(storage)
+    table = _index(storage)
     found = pc.unique(table["split"]).to_pylist()
     table = table.filter(pc.equal(table["split"], split))
     if table.num_rows == 0:
@@ -112,15 +167,15 @@ def open_shards(folder: str | Path, split: str, verify: Verify = "size") -> Shar
     encoded = table["shard"].combine_chunks().dictionary_encode()
     shards = tuple(encoded.dictionary.to_pylist())
     shard_of = encoded.indices.to_numpy()
-    listed = {entry["name"]: entry for entry in manifest["shards"]}
-    for shard in shards:
-        if shard not in listed:
-            raise UserError(f"{folder}/index.parquet names '{shard}', which manifest.json does not")
-        _check_shard(folder / shard, listed[shard], verify)
+    entries = _checked(storage, shards, manifest, verify)
+    digests = {entry["name"]: str(entry["sha256"]) for entry in entries}
+    if cache is not None:
+        storage = storage.cached(Cache(cache.folder, cache.limit, digests))
     return ShardFolder(
-        folder=folder,
+        storage=storage,
         shards=shards,
         shard_sizes=tuple(int(n) for n in np.bincount(shard_of, minlength=len(shards))),
+        digests=tuple(digests[shard] for shard in shards),
         keys=table["key"],
         shard_of=shard_of,
         in_json=pc.equal(table["json_offset"], table["text_offset"]).fill_null(False).to_numpy(),
@@ -130,20 +185,23 @@ def open_shards(folder: str | Path, split: str, verify: Verify = "size") -> Shar
 
 def splits(folder: str | Path) -> list[str]:
     """The splits that a shard folder has, by its manifest."""
-    counts = _manifest(Path(folder)).get("splits", {})
+    counts = _manifest(open_storage(folder)).get("splits", {})
     return sorted(split for split, count in counts.items() if count)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such shard folder; make one with `python -m data_prep`")
-    if not path.is_file():
+def _manifest(storage: Storage) -> dict[str, Any]:
+    path = f"{storage.root}/manifest.json"
+    if not storage.exists("manifest.json"):
+        if "://" not in storage.root and not os.path.isdir(storage.root):
+            raise UserError(
+                f"{storage.root}: no such shard folder; make one with `python -m data_prep`"
+            )
         raise UserError(
-            f"{folder}: no manifest.json; if it holds tars: `python -m data_prep index {folder}`"
+            f"{storage.root}: no manifest.json; if it holds tars: "
+            f"`python -m data_prep index {storage.root}`"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(storage.whole("manifest.json"))
         known = manifest["format"] == FORMAT and manifest["version"] <= VERSION
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a manifest of shards ({error}); write it again") from None
@@ -155,60 +213,40 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _index(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise UserError(f"{path}: missing; run `python -m data_prep index {path.parent}`")
-    try:
-        names = pq.read_schema(path).names
-        missing = [column for column in COLUMNS if column not in names]
-        if missing:
-            raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
-        return pq.read_table(path, columns=list(COLUMNS))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not readable as Parquet: {error}") from None
-
-
-def _check_shard(path: Path, entry: dict[str, Any], verify: Verify) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: the manifest lists this shard, but it is not there")
-    size = path.stat().st_size
-    if size != entry["bytes"]:
+def _index(storage: Storage) -> pa.Table:
+    if not storage.exists("index.parquet"):
         raise UserError(
-            f"{path}: {size} bytes, the manifest says {entry['bytes']}; copy or write it again"
+            f"{storage.root}/index.parquet: missing; run `python -m data_prep index {storage.root}`"
         )
-    if verify == "sha256":
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != entry["sha256"]:
+    return storage.table("index.parquet", COLUMNS)
+
+
+def _checked(
+    storage: Storage, shards: Sequence[str], manifest: dict[str, Any], verify: Verify
+) -> list[dict[str, Any]]:
+    """The manifest's entries of the shards, which are as it says."""
+    listed = {entry["name"]: entry for entry in manifest["shards"]}
+    for shard in shards:
+        if shard not in listed:
             raise UserError(
-                f"{path}: SHA-256 {digest[:12]}..., the manifest says {entry['sha256'][:12]}...; "
-                "the file is damaged or was changed: copy or write it again"
+                f"{storage.root}/index.parquet names '{shard}', which manifest.json does not"
             )
+    entries = [listed[shard] for shard in shards]
+    for entry, size in zip(entries, storage.sizes(shards), strict=True):
+        if size != entry["bytes"]:
+            raise UserError(
+                f"{storage.root}/{entry['name']}: {size} bytes, the manifest says "
+                f"{entry['bytes']}; copy or write it again"
+            )
+        if verify == "sha256":
+            _check_digest(storage, entry["name"], entry["sha256"])
+    return entries
 
 
-# Descriptors are opened once per process and shared by its samples; pread carries its own offset,
-# so that forked workers may share one too. 512 stays under the usual limit of 1,024.
-@functools.lru_cache(maxsize=512)
-def _descriptor(path: str) -> "_File":
-    return _File(path)
-
-
-class _File:
-    """An open file that closes when the cache drops it."""
-
-    def __init__(self, path: str) -> None:
-        try:
-            self.fd = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"{path}: can't be opened: {error.strerror}") from None
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
-
-
-def _pread(path: str, offset: int, size: int) -> bytes:
-    data = os.pread(_descriptor(path).fd, size, offset)
-    if len(data) != size:
-        raise UserError(f"{path}: ends inside the member at byte {offset}; copy or write it again")
-    return data
+def _check_digest(storage: Storage, shard: str, expected: str) -> None:
+    digest = storage.sha256(shard)
+    if digest != expected:
+        raise UserError(
+            f"{storage.root}/{shard}: SHA-256 {digest[:12]}..., the manifest says "
+            f"{expected[:12]}...; the file is damaged or was changed: copy or write it again"
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ftfy
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -67,6 +68,7 @@ class CaptionTokenizer:
         self.tokenizer.no_padding()
         self.context_length = context_length
         self.folder = file.parent
+        self._words = WordCache(self.tokenizer) if splits_at_blanks(self.tokenizer) else None
 
     @property
     def vocab_size(self) -> int:
@@ -78,13 +80,75 @@ class CaptionTokenizer:
 
     def __call__(self, captions: Sequence[str]) -> PackedText:
         """B captions -> packed ids, each with the tokenizer's special tokens."""
-        encoded = self.tokenizer.encode_batch_fast([clean(caption) for caption in captions])
-        lengths = torch.tensor([0] + [len(row.ids) for row in encoded], dtype=torch.int32)
-        return PackedText(
-            torch.tensor([token for row in encoded for token in row.ids], dtype=torch.int64),
-            lengths.cumsum(0, dtype=torch.int32),
-            self.context_length,
-        )
+        texts = [clean(caption) for caption in captions]
+        if self._words is not None:
+            rows = self._words.encode(texts, self.context_length)
+        else:
+            encoded = self.tokenizer.encode_batch_fast(texts)
+            rows = [np.array(row.ids, dtype=np.int64).tobytes() for row in encoded]
+        ids = np.frombuffer(bytearray(b"".join(rows)), dtype=np.int64)
+        starts = np.zeros(len(rows) + 1, dtype=np.int32)
+        np.cumsum([len(row) // ID for row in rows], out=starts[1:])
+        return PackedText(torch.from_numpy(ids), torch.from_numpy(starts), self.context_length)
+
+
+ID = 8
+"""Bytes of a token id, int64."""
+
+WORDS = 2**17
+"""Words that are remembered, about 25 MB of them; the first ones, which are the frequent ones."""
+
+
+class WordCache:
+    """Token ids of words, remembered: most words of a caption have been in another one.
+
+    A BERT tokenizer takes a text apart at blanks before anything else that looks at more than one
+    character, so the ids of a text are those of its words, one after the other. Looking them up
+    takes a tenth of the time of encoding them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """`tokenizer` must satisfy `splits_at_blanks`."""
+        self.tokenizer = tokenizer
+        probe = "a"
+        inner = tokenizer.encode(probe, add_special_tokens=False).ids
+        outer = tokenizer.encode(probe).ids
+        before = next(i for i in range(len(outer)) if outer[i : i + len(inner)] == inner)
+        self.before = _to_bytes(outer[:before])
+        self.after = _to_bytes(outer[before + len(inner) :])
+        self.known: dict[str, bytes] = {}
+
+    def encode(self, texts: Sequence[str], length: int) -> list[bytes]:
+        """The ids of each text as int64 bytes, special tokens included, cut to `length` ids."""
+        words = [text.split(" ") for text in texts]
+        known = self.known
+        missing = list({word for row in words for word in row if word not in known})
+        if missing:
+            encoded = self.tokenizer.encode_batch_fast(missing, add_special_tokens=False)
+            found = {word: _to_bytes(row.ids) for word, row in zip(missing, encoded, strict=True)}
+            if len(known) < WORDS:
+                known |= found
+            else:
+                known = known | found
+        room = length * ID - len(self.before) - len(self.after)
+        before, after = self.before, self.after
+        return [before + b"".join([known[word] for word in row])[:room] + after for row in words]
+
+
+def _to_bytes(ids: Sequence[int]) -> bytes:
+    return np.array(ids, dtype=np.int64).tobytes()
+
+
+def splits_at_blanks(tokenizer: Tokenizer) -> bool:
+    """Whether the ids of a text are those of its words: so with BERT's normaliser, splitter, model.
+
+    Byte-level tokenizers, for one, put the blank into the word.
+    """
+    parts = json.loads(tokenizer.to_str())
+    kinds = [(parts[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+    if kinds != ["BertNormalizer", "BertPreTokenizer", "WordPiece"]:
+        return False
+    return not any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values())
 
 
 # Printable ASCII without "&", and the symbols that real captions hold most: neither ftfy nor html
