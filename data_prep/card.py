@@ -151,9 +151,7 @@ def _facts(
         "captions": _histogram(lengths, _caption_edges(lengths)),
         "caption_quantiles": np.quantile(lengths, [0.05, 0.5, 0.95]).astype(int).tolist(),
         "sides": _histogram(np.minimum(width, height), np.arange(0, 577, 32)),
-        "aspects": _histogram(
-            width / height, np.array([0, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3, 99])
-        ),
+        "aspects": _histogram(width / height, _ASPECTS),
         "formats": bars(Counter(index["image_ext"].to_pylist())),
         "rejects": _rejects(folder),
         "findings": _findings(folder, index),

@@ -89,10 +89,10 @@ def croissant(folder: Path, about: dict[str, Any], manifest: dict[str, Any]) -> 
 
 
 def licence_url(name: str) -> str:
-    """The address of a Creative Commons licence; other names as they are."""
-    match = re.fullmatch(r"CC (BY(?:-NC)?(?:-SA|-ND)?)(?: (\d\.\d))?", name)
+    """The address of a Creative Commons licence whose version is known; other names as they are."""
+    match = re.fullmatch(r"CC (BY(?:-NC)?(?:-SA|-ND)?) (\d\.\d)", name)
     if match:
-        return f"https://creativecommons.org/licenses/{match[1].lower()}/{match[2] or '4.0'}/"
+        return f"https://creativecommons.org/licenses/{match[1].lower()}/{match[2]}/"
     if name.startswith("CC0"):
         return "https://creativecommons.org/publicdomain/zero/1.0/"
     return name or "unknown"

@@ -133,6 +133,7 @@ def test_croissant_is_valid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "url"),
     [
+        ("CC BY", "CC BY"),
         ("CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/"),
         ("CC BY-NC-ND 3.0", "https://creativecommons.org/licenses/by-nc-nd/3.0/"),
         ("CC0 1.0", "https://creativecommons.org/publicdomain/zero/1.0/"),
