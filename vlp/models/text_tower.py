@@ -216,6 +216,7 @@ class TextTower(nn.Module):
 
     def __init__(self, config: TextConfig, embed_dim: int, pad_id: int = 0) -> None:
         super().__init__()
+        self.layers = config.layers
         self.transformer = PackedBert(config, pad_id)
         hidden = (config.width + embed_dim) // 2
         self.proj: nn.Module = (
@@ -238,7 +239,7 @@ class TextTower(nn.Module):
 
     def depths(self) -> dict[str, int]:
         """Layer of each parameter: 0 the embeddings, 1 to n the layers, n + 1 the projection."""
-        prefix, last = "transformer.encoder.layer.", len(self.transformer.encoder["layer"])
+        prefix, last = "transformer.encoder.layer.", self.layers
         return {
             name: int(name[len(prefix) :].partition(".")[0]) + 1
             if name.startswith(prefix)

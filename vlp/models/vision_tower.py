@@ -136,7 +136,9 @@ def _build_trunk(config: ImageConfig) -> Any:
         raise UserError(
             f"model.image.name: timm has no '{config.name}'; similar: {', '.join(near)}"
         )
-    dropout = {"patch_drop_rate": config.patch_dropout} if config.patch_dropout else {}
+    dropout: dict[str, Any] = (
+        {"patch_drop_rate": config.patch_dropout} if config.patch_dropout else {}
+    )
     try:
         trunk: Any = timm.create_model(config.name, drop_path_rate=config.drop_path, **dropout)
     except TypeError as error:
