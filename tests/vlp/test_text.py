@@ -1,17 +1,28 @@
 """Packed tokens against the tokenizers of transformers and open_clip."""
 
-import itertools
+import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from ftfy.badness import is_bad
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, _clean_whitespace
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.vlp.tiny import CAPTIONS, make_tokenizer
 from vlp.config import UserError
-from vlp.data.text import CaptionTokenizer, PackedText, clean
+from vlp.data import text
+from vlp.data.text import (
+    SYMBOLS,
+    CaptionTokenizer,
+    PackedText,
+    clean,
+    save_tokenizer,
+    splits_at_blanks,
+)
 
 AWKWARD = [
     *CAPTIONS,
@@ -38,11 +49,26 @@ def test_packed_ids_equal_open_clip_padded_ids(tmp_path: Path) -> None:
     assert packed.input_ids.dtype == torch.int64
 
 
+def de_bruijn(symbols: str, order: int) -> Iterator[str]:
+    """A text that holds every sequence of `order` symbols: the Lyndon words in their order."""
+    word = [-1]
+    while word:
+        word[-1] += 1
+        if order % len(word) == 0:
+            yield from (symbols[i] for i in word)
+        word = [word[i % len(word)] for i in range(order)]
+        while word and word[-1] == len(symbols) - 1:
+            word.pop()
+
+
 def test_symbols_of_captions_need_no_repair() -> None:
-    """What `clean` spares ftfy: all neighbourhoods of three, since mojibake is two or more."""
-    for symbols in itertools.product("°±µ·×–—−≤≥αβγδμ’ a5.<", repeat=3):
-        text = "".join(symbols)
-        assert clean(text) == _clean_whitespace(text), text
+    """What `clean` spares ftfy: every three neighbours; mojibake is two or three characters."""
+    symbols = SYMBOLS + "’'a5.< Z(%-"
+    text = "".join(de_bruijn(symbols, 3))
+    assert len(text) == len(symbols) ** 3
+    assert all(a + b + c in text for a, b, c in [symbols[:3], symbols[-3:], "’’’", "a°±"])
+    assert not is_bad(text)  # ftfy looks for mojibake only in texts that are "bad"
+    assert clean(text) == _clean_whitespace(text)
 
 
 @given(st.text(max_size=80))
@@ -54,6 +80,58 @@ def test_cleaning_equals_open_clip(text: str) -> None:
 def test_cleaning_of_ascii_equals_open_clip(text: str) -> None:
     """The fast path skips ftfy for printable ASCII without '&'."""
     assert clean(text) == _clean_whitespace(text)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[CaptionTokenizer, CaptionTokenizer]:
+    """A tokenizer that remembers words, and the same one that encodes every text anew."""
+    folder = tmp_path_factory.mktemp("tok")
+    remembers, anew = make_tokenizer(folder, 16), CaptionTokenizer(folder, 16)
+    assert remembers._words is not None
+    anew._words = None
+    return remembers, anew
+
+
+@given(st.lists(st.text(max_size=60), max_size=4))
+def test_words_give_the_ids_of_the_text(
+    both: tuple[CaptionTokenizer, CaptionTokenizer], texts: list[str]
+) -> None:
+    """Any Unicode: control characters, combining marks, CJK, blanks of other scripts."""
+    remembers, anew = both
+    for captions in (texts, [f"left lung {each}" for each in texts], ["[SEP] x[MASK]y", *texts]):
+        got, want = remembers(captions), anew(captions)
+        assert got.input_ids.tolist() == want.input_ids.tolist()
+        assert got.cu_seqlens.tolist() == want.cu_seqlens.tolist()
+
+
+def test_words_beyond_the_bound_are_encoded_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "WORDS", 5)
+    tokenizer = make_tokenizer(tmp_path)
+    first = tokenizer(CAPTIONS)
+    kept = len(tokenizer._words.known)
+    assert torch.equal(
+        tokenizer(["pleural brain"] + CAPTIONS).input_ids[-20:], first.input_ids[-20:]
+    )
+    assert tokenizer(["unheard-of words"]).input_ids.tolist() != []
+    assert len(tokenizer._words.known) == kept
+
+
+def test_other_tokenizers_see_whole_texts(tmp_path: Path) -> None:
+    """Byte-level ones put the blank into the word; special tokens may hold a blank."""
+    bytelevel = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(string.printable)}, merges=[])
+    )
+    bytelevel.pre_tokenizer = pre_tokenizers.ByteLevel()
+    assert not splits_at_blanks(bytelevel)
+    tokenizer = make_tokenizer(tmp_path).tokenizer
+    assert splits_at_blanks(tokenizer)
+    tokenizer.add_special_tokens(["two words"])
+    assert not splits_at_blanks(tokenizer)
+    save_tokenizer(tokenizer, tmp_path / "two")
+    ids = CaptionTokenizer(tmp_path / "two", 24)(["left two words"]).input_ids.tolist()
+    assert tokenizer.token_to_id("two words") in ids
 
 
 def test_padded_is_the_inverse_of_packing() -> None:

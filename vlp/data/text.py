@@ -151,9 +151,10 @@ def splits_at_blanks(tokenizer: Tokenizer) -> bool:
     return not any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values())
 
 
-# Printable ASCII without "&", and the symbols that real captions hold most: neither ftfy nor html
-# changes a text made of these alone (tests/vlp/test_text.py).
-_PLAIN = re.compile(r"[ -%'-~°±µ·×–—−≤≥αβγδμ]*").fullmatch
+# The symbols that captions hold most. Neither ftfy nor html changes a text of these and printable
+# ASCII without "&", whatever stands beside what (tests/vlp/test_text.py).
+SYMBOLS = "°±µ·×–—−≤≥ΔΘΛΠΣΦΨΩαβγδεζηθικλμνξοπρςστυφχψωϵ∆§′″→←↑↓∼≠∞∑…∗‐‑●▲■"
+_PLAIN = re.compile(f"[ -%'-~{SYMBOLS}]*").fullmatch
 
 
 def clean(text: str) -> str:
