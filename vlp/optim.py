@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +22,21 @@ class OptimizerConfig:
     """Decoupled decay of matrices; norms, biases and the temperature have none."""
     warmup_steps: int = 2000
     """Steps of linear warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course after the warm-up: down to `final_learning_rate` at the last step, as half a cosine
+    or straight; or level until the cool-down."""
+    final_learning_rate: float = 0.0
+    """Learning rate at the end."""
+    cooldown_steps: int = 0
+    """Last steps of `schedule=constant`, which go straight down to `final_learning_rate`."""
+    batch_rule: Literal["none", "sqrt", "linear"] = "none"
+    """How the learning rate follows a batch that grows during the run: not at all, with the root of
+    its size over that of the first batch (Malladi et al. 2022, for Adam), or with that ratio."""
+    image_layer_decay: float = 1.0
+    """Factor on the learning rate from each layer of the image tower to the one before it (Clark et
+    al. 2020, ELECTRA); the projection has the full rate. 1: all layers alike."""
+    text_layer_decay: float = 1.0
+    """The same for the text tower."""
     clip_norm: float = 1.0
     """Bound on the global norm of the gradient; 0 turns clipping off."""
 
@@ -29,25 +45,48 @@ class OptimizerConfig:
             raise ValueError("optimizer.learning_rate and optimizer.eps must be positive")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be in [0, 1), got {self.betas}")
-        if min(self.weight_decay, self.warmup_steps, self.clip_norm) < 0:
+        for key in ("weight_decay", "warmup_steps", "clip_norm", "cooldown_steps"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"optimizer.{key} must not be negative, got {getattr(self, key)}")
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
             raise ValueError(
-                "optimizer.weight_decay, optimizer.warmup_steps and optimizer.clip_norm "
-                "must not be negative"
+                "optimizer.final_learning_rate must be between 0 and optimizer.learning_rate"
+                f"={self.learning_rate}, got {self.final_learning_rate}"
             )
+        if self.cooldown_steps and self.schedule != "constant":
+            raise ValueError("optimizer.cooldown_steps belongs to optimizer.schedule=constant")
+        for key in ("image_layer_decay", "text_layer_decay"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ValueError(f"optimizer.{key} must be in (0, 1], got {getattr(self, key)}")
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over two groups: matrices with decay; vectors and scalars without."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    """AdamW over groups of one weight decay and one factor on the learning rate.
+
+    Matrices decay; vectors and scalars don't. The order of groups and of parameters in them follows
+    from the model's architecture and the settings alone, since a saved optimiser is read back by
+    it. A group's rate is the schedule's times its `lr_scale`.
+    """
+    decays = {"visual": config.image_layer_decay, "text": config.text_layer_decay}
+    # Only a model with towers (vlp.models.dual_encoder) can say how deep a parameter lies.
+    layered: Any = model if min(decays.values()) < 1 else None
+    depths = layered.depths() if layered else {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            depth, last = depths.get(name, (0, 0))
+            scale = decays.get(name.partition(".")[0], 1.0) ** (last - depth)
             # Norms, biases, LayerScale and the temperature have fewer than two dimensions.
-            (matrices if parameter.ndim >= 2 else others).append(parameter)
+            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {
+                "params": groups[scale, decays_too],
+                "lr": config.learning_rate * scale,
+                "lr_scale": scale,
+                "weight_decay": config.weight_decay if decays_too else 0.0,
+            }
+            for scale, decays_too in sorted(groups, reverse=True)
         ],
         lr=config.learning_rate,
         betas=config.betas,
@@ -56,9 +95,24 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The rate of step `step` (0-based) of `steps`: as open_clip's `cosine_lr`."""
+def learning_rate(
+    step: int, steps: int, config: OptimizerConfig, batch_ratio: float = 1.0
+) -> float:
+    """The rate of step `step` (0-based) of `steps`: as open_clip's schedules.
+
+    Args:
+        step: the step about to be taken.
+        steps: of the whole run.
+        config: the schedule.
+        batch_ratio: this step's batch size over the first step's, for `batch_rule`.
+    """
+    peak, final = config.learning_rate, config.final_learning_rate
+    factor = {"none": 1.0, "sqrt": math.sqrt(batch_ratio), "linear": batch_ratio}[config.batch_rule]
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return factor * peak * (step + 1) / config.warmup_steps
+    start = config.warmup_steps
+    if config.schedule == "constant":
+        start = max(start, steps - config.cooldown_steps)
+    done = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
+    left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+    return factor * (final + (peak - final) * left)
