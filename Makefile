@@ -40,8 +40,9 @@ demo: .venv/.ready
 	  data_root=$(DEMO))
 	@echo; echo "wall time by stage:"; cat build/demo_times.txt
 
+# Files side by side, one for each core; -n 0 runs them one by one.
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -56,6 +57,9 @@ format: .venv/.ready
 bench: .venv/.ready
 	$(BIN)/python -m benchmarks.text_tower
 	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.prep
+	$(BIN)/python -m benchmarks.panels
+	$(BIN)/python -m benchmarks.curation
 
 lock: .venv/.ready
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-emit-index-url \
