@@ -1,13 +1,8 @@
 """Small drawings for the report, as SVG: sharp in print, a few hundred bytes each."""
 
-import math
-from collections.abc import Mapping, Sequence
-
 from markupsafe import Markup
 
 from eval.tasks import Score
-
-Points = Sequence[tuple[float, float]]
 
 
 def interval(score: Score) -> Markup:
@@ -31,55 +26,3 @@ def interval(score: Score) -> Markup:
         high=x(score.high),
         value=x(score.value),
     )
-
-
-def curves(series: Mapping[str, Points]) -> Markup:
-    """Lines over the training step, in one panel; the axes are labelled at their ends.
-
-    Args:
-        series: name -> points (step, value), at least one point in all.
-    """
-    points = [p for line in series.values() for p in line]
-    left, right = 0.0, max(x for x, _ in points) or 1.0
-    low, high = _nice(min(y for _, y in points), max(y for _, y in points))
-    width, height = 300, 130
-
-    def place(x: float, y: float) -> str:
-        across = 42 + (x - left) / (right - left) * (width - 52)
-        return f"{across:.1f},{12 + (high - y) / (high - low) * (height - 34):.1f}"
-
-    parts = [Markup('<svg class="curves" viewBox="0 0 {} {}" role="img">').format(width, height)]
-    for share in (0.0, 0.5, 1.0):
-        y = 12 + share * (height - 34)
-        value = high - share * (high - low)
-        parts.append(
-            Markup(
-                '<line class="axis" x1="42" x2="{}" y1="{}" y2="{}"/>'
-                '<text x="37" y="{}" text-anchor="end">{}</text>'
-            ).format(width - 10, y, y, y + 3.5, _short(value))
-        )
-    for i, line in enumerate(series.values()):
-        path = " ".join(place(x, y) for x, y in line)
-        parts.append(Markup('<polyline class="line line{}" points="{}"/>').format(i % 4, path))
-    parts.append(
-        Markup(
-            '<text x="42" y="{}">0</text><text x="{}" y="{}" text-anchor="end">{}</text>'
-        ).format(height - 6, width - 10, height - 6, f"step {right:,.0f}")
-    )
-    return Markup("").join([*parts, Markup("</svg>")])
-
-
-def _short(value: float) -> str:
-    """Few characters for an axis: 4.5, 7.5e-4."""
-    if 0 < abs(value) < 0.01:
-        return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:.3g}"
-
-
-def _nice(low: float, high: float) -> tuple[float, float]:
-    """Bounds of an axis that holds [low, high], at one or two digits; 0 if it is near."""
-    if low >= 0 and low < 0.5 * high:
-        low = 0.0
-    span = (high - low) or abs(high) or 1.0
-    step = 10.0 ** math.floor(math.log10(span)) / 2
-    return math.floor(low / step) * step, math.ceil(high / step + 1e-9) * step

@@ -3,9 +3,6 @@
 import base64
 import functools
 import io
-import json
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from eval import figures
 from eval.results import percent, remarks, results, write_text
 from eval.suite import Run, TaskRun
 from eval.tasks import Example, Score
+from vlp.curves import Panel, draw, read_metrics, series_of
 from vlp.data.image import open_rgb
 
 THUMBNAIL = 224  # pixels of the longer side
@@ -25,15 +23,15 @@ LABELS = {
     "image_to_text": "image → caption",
     "text_to_image": "caption → image",
 }
-PANELS = {
-    "loss": ("train/loss", "val/loss"),
-    "recall@1 on the validation split": (
-        "val/image_to_text_recall@1",
-        "val/text_to_image_recall@1",
+PANELS = (
+    Panel("loss", ("train/loss", "val/loss")),
+    Panel(
+        "recall@1 on the validation split",
+        ("val/image_to_text_recall@1", "val/text_to_image_recall@1"),
     ),
-    "scale (inverse temperature)": ("train/scale",),
-    "learning rate": ("train/learning_rate",),
-}
+    Panel("scale (inverse temperature)", ("train/scale",)),
+    Panel("learning rate", ("train/learning_rate",)),
+)
 
 
 def write_report(run: Run) -> Path:
@@ -71,32 +69,13 @@ def training_curves(folder: Path | None) -> list[dict[str, Any]]:
     path = folder.resolve().parent / "metrics.jsonl" if folder is not None else None
     if path is None or not path.is_file():
         return []
-    rows = list(_rows(path.read_text(encoding="utf-8", errors="replace").splitlines()))
+    rows = read_metrics(path)
     panels = []
-    for title, keys in PANELS.items():
-        series = {
-            key: [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
-            for key in keys
-        }
-        series = {key: points for key, points in series.items() if points}
-        if series:
+    for panel in PANELS:
+        if series := series_of(rows, panel):
             names = [label(key) for key in series]
-            panels.append({"title": title, "names": names, "svg": figures.curves(series)})
+            panels.append({"title": panel.title, "names": names, "svg": draw(series)})
     return panels
-
-
-def _rows(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return  # a kill cuts the last line off
-        if isinstance(row, dict) and _is_number(row.get("step")):
-            yield row
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _section(name: str, done: TaskRun) -> dict[str, Any]:

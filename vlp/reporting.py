@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vlp import distributed
 from vlp.config import UserError
+from vlp.curves import read_metrics
 from vlp.data.loader import Batch, Broken
 
 
@@ -166,17 +167,6 @@ class Window:
                 f"{distributed.rank()}, samples {', '.join(keys[:8])}{' ...' * (len(keys) > 8)}); "
                 "lower optimizer.learning_rate or set train.precision=fp32"
             )
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def rewind(path: Path, step: int) -> None:
