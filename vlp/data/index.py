@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from vlp.config import UserError
 from vlp.data.cache import Cache
-from vlp.data.storage import Span, Storage, open_storage
+from vlp.data.remote import Remote
+from vlp.data.storage import Local, Span, Storage
 
 FORMAT = "biovlp-shards"
 VERSION = 1
@@ -181,6 +182,12 @@ def open_shards(
         in_json=pc.equal(table["json_offset"], table["text_offset"]).fill_null(False).to_numpy(),
         spans=np.stack([table[column].to_numpy() for column in COLUMNS[4:]], axis=1),
     )
+
+
+def open_storage(path: str | Path) -> Storage:
+    """A folder on this machine, or, if `path` has a `://`, at that URL."""
+    path = str(path)
+    return Remote(path.rstrip("/")) if "://" in path else Local(path)
 
 
 def splits(folder: str | Path) -> list[str]:

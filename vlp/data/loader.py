@@ -4,23 +4,32 @@ Workers are stateless: a batch is a function of its positions, so the loader sta
 once, and any number of workers and ranks yields the same samples.
 """
 
-import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from vlp.config import UserError
+from vlp.data.augment import AugmentConfig, augment
 from vlp.data.image import ImageError, center_pixels, decode_crop, open_rgb
-from vlp.data.index import RawSample, ShardFolder, Verify, open_shards
-from vlp.data.order import Order, Source, generator
+from vlp.data.index import CacheConfig, RawSample, ShardFolder, Verify, open_shards, splits
+from vlp.data.order import Order, Positions, Source, generator
 from vlp.data.text import CaptionTokenizer, PackedText
+from vlp.data.workers import Batches, Guarded, start_worker
 
 REPLACEMENTS = 8
 """Samples tried in place of a broken one before the run stops."""
+
+SUSPICIOUS = 3
+"""Broken samples of one shard, met by one process, that have its checksum compared. Single ones are
+common in tars of others, and reading a shard takes seconds."""
+
+CAPTIONS = 4096
+"""Captions read at a time for a vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +37,7 @@ class SourceConfig:
     """One shard folder of a mixture."""
 
     path: str
-    """Folder with manifest.json, index.parquet and tars."""
+    """Folder with manifest.json, index.parquet and tars; or its URL (https, s3, gs, ...)."""
     weight: float = 1.0
     """Passes over the folder per epoch: 2 shows each sample twice, 0.5 each in every second."""
 
@@ -45,6 +54,8 @@ class DataConfig:
     """Split that the evaluations during training see; folders without it are left out of them."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Area of the random crop as a share of the image: least, most."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What else may happen to an image."""
     shuffle_window: int = 16
     """Shards whose samples are shuffled together; more mixes better, fewer reads more locally."""
     workers: int = 2
@@ -55,6 +66,13 @@ class DataConfig:
     """Check of shards against the manifest at the start: their `size`, or all bytes (`sha256`)."""
     max_broken: float = 0.01
     """Share of broken samples above which the run stops."""
+    timeout: float = 600
+    """Seconds without a batch after which the run stops, since the storage hangs."""
+    cache: str = ""
+    """Folder on a local disk where samples of sources at URLs are kept for the next epochs, shared
+    by all processes of a machine; empty: none are kept."""
+    cache_gb: float = 100
+    """Gigabytes in that folder, at most."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -67,6 +85,21 @@ class DataConfig:
             )
         if not 0 <= self.max_broken <= 1:
             raise ValueError(f"data.max_broken is a share from 0 to 1, got {self.max_broken}")
+        if self.timeout <= 0 or self.cache_gb <= 0:
+            raise ValueError("data.timeout and data.cache_gb must be positive")
+
+    def open(self, source: str, split: str) -> ShardFolder:
+        """One split of a source."""
+        cache = CacheConfig(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
+        return open_shards(self.sources[source].path, split, self.verify, cache)
+
+    def validation(self) -> list[ShardFolder]:
+        """The validation split of each source that has one."""
+        return [
+            self.open(name, self.validation_split)
+            for name, source in self.sources.items()
+            if self.validation_split in splits(source.path)
+        ]
 
 
 class Broken(NamedTuple):
@@ -94,6 +127,17 @@ class Batch(NamedTuple):
     def pin_memory(self) -> "Batch":
         return self._replace(images=self.images.pin_memory(), text=self.text.pin_memory())
 
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same on a device, without waiting for the copies of pinned memory."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            text=self.text.to(device, non_blocking=True),
+        )
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Whatever is on the device."""
+        return self.images, self.text.input_ids, self.text.cu_seqlens
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -111,10 +155,7 @@ class Mixture:
         """
         if not config.sources:
             raise UserError("data.sources is empty: set data.sources.NAME.path=SHARD_FOLDER")
-        folders = {
-            name: open_shards(source.path, config.train_split, config.verify)
-            for name, source in config.sources.items()
-        }
+        folders = {name: config.open(name, config.train_split) for name in config.sources}
         try:
             order = Order(
                 sources={
@@ -128,17 +169,29 @@ class Mixture:
             raise UserError(f"data.sources: {error}") from None
         return cls(folders, order)
 
-    def read(self, source: int, sample: int) -> RawSample:
-        """A sample with its source's name before its key."""
+    def read(self, sources: Positions, samples: Positions) -> Iterator[RawSample]:
+        """Samples [N] of sources [N], in order, each with its source's name before its key."""
+        readers = {
+            source: self._of_source(source, samples[sources == source])
+            for source in np.unique(sources).tolist()
+        }
+        for source in sources.tolist():
+            yield next(readers[source])
+
+    def _of_source(self, source: int, samples: Positions) -> Iterator[RawSample]:
         name = list(self.folders)[source]
-        raw = self.folders[name].read(sample)
-        return raw._replace(key=f"{name}/{raw.key}")
+        for raw in self.folders[name].read_many(samples):
+            yield raw._replace(key=f"{name}/{raw.key}")
+
+    def check_shard_of(self, source: int, sample: int) -> None:
+        """Raise UserError if the shard that holds a sample is not what the manifest says."""
+        list(self.folders.values())[source].check_shard_of(sample)
 
     def captions(self) -> Iterator[str]:
         """Every training caption once, source by source."""
         for folder in self.folders.values():
-            for index in range(len(folder)):
-                yield folder.caption(index)
+            for start in range(0, len(folder), CAPTIONS):
+                yield from folder.captions(range(start, min(start + CAPTIONS, len(folder))))
 
 
 class TrainSamples(Dataset[Batch]):
@@ -150,52 +203,70 @@ class TrainSamples(Dataset[Batch]):
         tokenizer: CaptionTokenizer,
         image_size: int,
         crop_scale: tuple[float, float],
+        augmentation: AugmentConfig | None = None,
     ) -> None:
         self.mixture, self.tokenizer = mixture, tokenizer
         self.image_size, self.crop_scale = image_size, crop_scale
+        self.augmentation = augmentation or AugmentConfig()
+        self.suspects: Counter[tuple[int, int]] = Counter()
 
     def __getitems__(self, positions: list[int]) -> Batch:
-        """Load a whole batch at once: one tokeniser call, one image tensor."""
+        """Load a whole batch at once: all reads together, one tokeniser call, one image tensor."""
         images = _empty_images(len(positions), self.image_size)
         captions, keys, broken = [], [], []
         sources, samples = self.mixture.order.samples(positions)
-        for row, position in enumerate(positions):
-            raw, caption, failed = self._sample(
-                int(sources[row]), int(samples[row]), position, images[row : row + 1]
-            )
+        rows = zip(positions, self.mixture.read(sources, samples), images.split(1), strict=True)
+        for row, (position, raw, out) in enumerate(rows):
+            place = int(sources[row]), int(samples[row])
+            raw, caption, failed = self._sample(raw, place, position, out)
             captions.append(caption)
             keys.append(raw.key)
             broken += failed
         return Batch(images, self.tokenizer(captions), keys, broken)
 
     def _sample(
-        self, source: int, sample: int, position: int, out: torch.Tensor
+        self, raw: RawSample, place: tuple[int, int], position: int, out: torch.Tensor
     ) -> tuple[RawSample, str, list[Broken]]:
         """The sample at a position, or the first whole one of its fixed replacements.
 
-        Its pixels are written to `out`, uint8 [1, 3, H, W].
+        Args:
+            raw: the sample that belongs there.
+            place: its source and its number in it.
+            position: where it stands in the stream, which decides its crop.
+            out: uint8 [1, 3, H, W], for its pixels.
         """
         order = self.mixture.order
-        epoch, place = divmod(position, order.epoch_size)
-        rng = generator(order.seed, epoch, place)
+        epoch, within = divmod(position, order.epoch_size)
+        rng = generator(order.seed, epoch, within)
         broken: list[Broken] = []
         for _ in range(1 + REPLACEMENTS):
-            raw = self.mixture.read(source, sample)
             try:
                 decode_crop(raw.image, self.image_size, self.crop_scale, rng, out)
-                return raw, raw.caption.decode("utf-8"), broken
+                caption = raw.caption.decode("utf-8")
+                if self.augmentation.enabled:
+                    augment(out[0], self.augmentation, rng)
+                return raw, caption, broken
             except ImageError as error:
                 broken.append(Broken(raw.key, str(error)))
             except UnicodeDecodeError as error:
                 broken.append(Broken(raw.key, f"caption is not UTF-8 at byte {error.start}"))
+            self._suspect(*place)
             # A replacement depends on the position alone, so every run and rank finds the same.
             instead = int(rng.integers(order.epoch_size))
-            replaced_source, replaced_sample = order.samples([epoch * order.epoch_size + instead])
-            source, sample = int(replaced_source[0]), int(replaced_sample[0])
+            sources, samples = order.samples([epoch * order.epoch_size + instead])
+            place = int(sources[0]), int(samples[0])
+            raw = next(self.mixture.read(sources, samples))
         raise UserError(
             f"{broken[0].key}: {broken[0].reason}; {REPLACEMENTS} replacements are broken too: "
             "check the shards with `python -m data_prep check FOLDER`"
         )
+
+    def _suspect(self, source: int, sample: int) -> None:
+        """A sample is broken: was it written so, or is its shard damaged?"""
+        shard = int(list(self.mixture.folders.values())[source].shard_of[sample])
+        self.suspects[source, shard] += 1
+        if self.suspects[source, shard] == SUSPICIOUS:
+            self.mixture.check_shard_of(source, sample)
 
 
 class EvaluationSamples(Dataset[Batch]):
@@ -212,21 +283,28 @@ class EvaluationSamples(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Broken samples are left out of the batch and named in `broken`."""
-        images, captions, keys, broken = [], [], [], []
-        for index in indices:
-            folder = int(np.searchsorted(self.starts, index, side="right")) - 1
-            raw = self.folders[folder].read(index - int(self.starts[folder]))
+        images = _empty_images(len(indices), self.image_size)
+        captions: list[str] = []
+        keys: list[str] = []
+        broken: list[Broken] = []
+        for raw in self._read(np.asarray(indices)):
             try:
                 caption = raw.caption.decode("utf-8")
-                images.append(center_pixels(open_rgb(raw.image), self.image_size))
+                images[len(keys)] = center_pixels(open_rgb(raw.image), self.image_size)
                 captions.append(caption)
                 keys.append(raw.key)
             except ImageError as error:
                 broken.append(Broken(raw.key, str(error)))
             except UnicodeDecodeError as error:
                 broken.append(Broken(raw.key, f"caption is not UTF-8 at byte {error.start}"))
-        stacked = torch.stack(images) if images else _empty_images(0, self.image_size)
-        return Batch(stacked, self.tokenizer(captions), keys, broken)
+        return Batch(images[: len(keys)], self.tokenizer(captions), keys, broken)
+
+    def _read(self, indices: Positions) -> Iterator[RawSample]:
+        """The samples, folder by folder; indices of a batch ascend."""
+        of_folder = np.searchsorted(self.starts, indices, side="right") - 1
+        for number in np.unique(of_folder).tolist():
+            mine = indices[of_folder == number] - self.starts[number]
+            yield from self.folders[number].read_many(mine)
 
 
 class RankPositions(Sampler[list[int]]):
@@ -255,29 +333,44 @@ def batches(
     positions: Sampler[list[int]] | Sequence[list[int]],
     config: DataConfig,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """A DataLoader that yields one Batch per list of positions, in order."""
+    persistent: bool = False,
+) -> Batches:
+    """One Batch per list of positions, in order, made by `config.workers` processes.
+
+    Args:
+        samples: what makes a Batch of a list of positions.
+        positions: the lists.
+        config: workers, prefetch and time-out.
+        pin_memory: put batches where the device can fetch them by itself.
+        persistent: keep the processes for the next iteration; for loaders that are used again.
+    """
     workers = config.workers
-    return DataLoader(
-        samples,
+    loader: DataLoader[Any] = DataLoader(
+        Guarded(samples),
         batch_sampler=positions,
         num_workers=workers,
         collate_fn=_as_is,
         pin_memory=pin_memory,
         prefetch_factor=config.prefetch if workers else None,
-        worker_init_fn=_start_worker,
+        persistent_workers=persistent and workers > 0,
+        timeout=config.timeout if workers else 0,
+        worker_init_fn=start_worker,
     )
+    return Batches(loader)
 
 
 def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(_: int) -> None:
-    """Workers share the cores with each other: more threads in each only get in the way."""
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
 def _empty_images(count: int, size: int) -> torch.Tensor:
-    return torch.empty((count, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
+    """uint8 [count, 3, size, size], channels last, its bytes not set."""
+    shape = (count, size, size, 3)
+    if get_worker_info() is None:
+        # numpy asks the system for huge pages, which spares a fault for each 4 kB.
+        return torch.from_numpy(np.empty(shape, np.uint8)).permute(0, 3, 1, 2)
+    # Memory that the training process sees, too, as torch's own collate function has it: elsewhere
+    # the pixels would be copied there when the batch is sent.
+    shared = torch.UntypedStorage._new_shared(max(1, int(np.prod(shape))), device="cpu")
+    flat = torch.empty(0, dtype=torch.uint8).set_(shared)
+    return flat[: int(np.prod(shape))].view(shape).permute(0, 3, 1, 2)
