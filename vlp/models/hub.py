@@ -21,21 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import save_file
 
 from vlp.config import UserError, load_config, run_program
 from vlp.data.text import CaptionTokenizer
 from vlp.models.dual_encoder import DualEncoder, ModelConfig
 from vlp.models.text_tower import TextConfig
 from vlp.models.vision_tower import OPENAI_MEAN, OPENAI_STD, ImageConfig
+from vlp.models.weights import load_weights, read_tensors
 
+HUB = "hf-hub:"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+OLD_WEIGHTS = "open_clip_pytorch_model.bin"
+"""As open_clip wrote them before safetensors; BiomedCLIP's are."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-
-# transformers before 4.31 saved this buffer; it holds arange and is computed here.
-IGNORED_KEYS = {"text.transformer.embeddings.position_ids"}
 
 
 @dataclass(frozen=True)
@@ -69,21 +70,54 @@ def save_pretrained(
         if (tokenizer.folder / name).is_file():
             shutil.copyfile(tokenizer.folder / name, folder / (name + ".tmp"))
             os.replace(folder / (name + ".tmp"), folder / name)
-    _write_json(folder / "config.json", config.text.hugging_face(tokenizer.pad_id))
-    _write_json(folder / CONFIG, open_clip_config(config, str(folder)))
+    if config.text.kind == "bert":
+        _write_json(folder / "config.json", config.text.hugging_face(tokenizer.pad_id))
+    end_id = int(tokenizer([""]).input_ids[-1])
+    _write_json(folder / CONFIG, open_clip_config(config, str(folder), end_id))
     weights = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
     save_file(weights, folder / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
     (folder / (WEIGHTS + ".tmp")).chmod(0o644)  # safetensors makes it private to its owner
     os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
 
 
-def open_clip_config(config: ModelConfig, text_name: str) -> dict[str, Any]:
-    """The content of open_clip_config.json; `text_name` is what AutoConfig will be given."""
+def open_clip_config(config: ModelConfig, text_name: str, end_id: int = 0) -> dict[str, Any]:
+    """The content of open_clip_config.json.
+
+    Args:
+        config: the towers.
+        text_name: where the text tower's configuration and tokenizer are looked up.
+        end_id: last token of every caption, which a `gpt` is read at.
+    """
+    text = config.text
     bias = {} if config.init_bias is None else {"init_logit_bias": config.init_bias}
+    text_cfg: dict[str, Any] = {
+        "context_length": text.context_length,
+        "hf_tokenizer_name": text_name,
+    }
+    if text.kind == "bert":
+        text_cfg |= {
+            "hf_model_name": text_name,
+            "hf_model_pretrained": False,
+            "hf_proj_type": text.proj,
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+        }
+    else:
+        text_cfg |= {
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.layers,
+            # open_clip truncates width * mlp_ratio to an integer; half a row guards the rounding.
+            "mlp_ratio": (text.mlp_width + 0.5) / text.width,
+            "pool_type": "eos",
+            "eos_id": end_id,
+        }
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
             **bias,
+            # Without it open_clip would give a model with its own text tower CLIP's flat names.
+            **({"custom_text": True, "quick_gelu": text.quick_gelu} if text.kind == "gpt" else {}),
             "vision_cfg": {
                 "timm_model_name": config.image.name,
                 "timm_model_pretrained": False,
@@ -91,14 +125,7 @@ def open_clip_config(config: ModelConfig, text_name: str) -> dict[str, Any]:
                 "timm_proj": "linear",
                 "image_size": config.image.size,
             },
-            "text_cfg": {
-                "hf_model_name": text_name,
-                "hf_tokenizer_name": text_name,
-                "hf_model_pretrained": False,
-                "hf_proj_type": config.text.proj,
-                "hf_pooler_type": "cls_last_hidden_state_pooler",
-                "context_length": config.text.context_length,
-            },
+            "text_cfg": text_cfg,
         },
         "preprocess_cfg": {
             "size": config.image.size,
@@ -122,30 +149,32 @@ def load_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> P
     config, preprocess = read_config(folder)
     tokenizer = CaptionTokenizer(folder, config.text.context_length)
     model = DualEncoder(config, tokenizer.pad_id)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path}: no weights in this model folder")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not readable as safetensors: {error}") from None
-    load_weights(model, weights, str(path))
+    load_weights(model, *folder_weights(folder))
     return Pretrained(model.to(device).eval(), tokenizer, preprocess, config)
 
 
+def folder_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """(weights, their file) of a model folder.
+
+    Raises:
+        UserError: none there, or not readable.
+    """
+    for name in (WEIGHTS, OLD_WEIGHTS):
+        if (folder / name).is_file():
+            return read_tensors(folder / name), str(folder / name)
+    raise UserError(f"{folder / WEIGHTS}: no weights in this model folder")
+
+
 def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """(towers, preprocess_cfg) of a model folder."""
-    whole = _read_json(folder / CONFIG)
-    bert = _read_json(folder / "config.json")
+    """(towers, preprocess_cfg) of a model folder.
+
+    Raises:
+        UserError: not a model folder, or one of towers that aren't built here.
+    """
+    whole = read_settings(folder / CONFIG)
     try:
         model, preprocess = whole["model_cfg"], whole.get("preprocess_cfg", {})
-        vision, text = model["vision_cfg"], model["text_cfg"]
-        if text["hf_pooler_type"] != "cls_last_hidden_state_pooler":
-            raise UserError(
-                f"{folder / CONFIG}: pooler '{text['hf_pooler_type']}' is not BERT's CLS"
-            )
-        if bert["model_type"] != "bert" or bert.get("hidden_act", "gelu") != "gelu":
-            raise UserError(f"{folder / 'config.json'}: not a BERT with exact GELU")
+        vision = model["vision_cfg"]
         image = ImageConfig(
             name=vision["timm_model_name"],
             size=vision.get("image_size", 224),
@@ -153,53 +182,130 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
             mean=tuple(preprocess.get("mean") or OPENAI_MEAN),
             std=tuple(preprocess.get("std") or OPENAI_STD),
         )
-        towers = TextConfig(
-            tokenizer=str(folder),
-            vocab_size=bert["vocab_size"],
-            context_length=text["context_length"],
-            max_positions=bert["max_position_embeddings"],
-            width=bert["hidden_size"],
-            layers=bert["num_hidden_layers"],
-            heads=bert["num_attention_heads"],
-            mlp_width=bert["intermediate_size"],
-            layer_norm_eps=bert.get("layer_norm_eps", 1e-12),
-            proj=text.get("hf_proj_type", "mlp"),
-        )
+        text = _bert_config(folder, model) if _is_bert(model) else _gpt_config(folder, model)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: not a timm + BERT model: {error!r}") from None
     bias = model.get("init_logit_bias")
-    config = ModelConfig(embed_dim=model["embed_dim"], image=image, text=towers, init_bias=bias)
+    config = ModelConfig(embed_dim=model["embed_dim"], image=image, text=text, init_bias=bias)
     return config, preprocess
 
 
-def load_weights(model: DualEncoder, weights: dict[str, Tensor], origin: str) -> None:
-    """Copy weights into a model; they must fit it exactly.
+def fetch(source: str) -> Path | None:
+    """The folder of a source of weights, downloaded if it is `hf-hub:ORG/NAME`.
+
+    Returns:
+        None for anything that is neither a folder nor on a hub.
 
     Raises:
-        UserError: names the first missing, unexpected and misshapen keys.
+        UserError: the hub doesn't have it or can't be reached.
     """
-    weights = {key: value for key, value in weights.items() if key not in IGNORED_KEYS}
-    own = model.state_dict()
-    misshapen = [
-        f"{key} {tuple(weights[key].shape)} (here {tuple(own[key].shape)})"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    differences = [
-        f"{len(keys)} {kind}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-        for kind, keys in (
-            ("missing", [key for key in own if key not in weights]),
-            ("unexpected", [key for key in weights if key not in own]),
-            ("of another shape", misshapen),
-        )
-        if keys
-    ]
-    if differences:
+    if not source.startswith(HUB):
+        folder = Path(source)
+        # A run's folder stands for the model in it.
+        within = folder / "model"
+        return within if (within / CONFIG).is_file() else folder if folder.is_dir() else None
+    wanted = ["*.json", "vocab.txt", "*.safetensors", "*.bin"]
+    try:
+        return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{source}: can't be fetched: {reason}") from None
+
+
+def fetch_bert(source: str) -> Path:
+    """The folder of a BERT in Hugging Face's format: a folder, ORG/NAME or `hf-hub:ORG/NAME`.
+
+    Raises:
+        UserError: no such folder, or the hub doesn't have it or can't be reached.
+    """
+    folder = fetch(source)
+    if folder is None and source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        folder = fetch(HUB + source)
+    if folder is None:
+        raise UserError(f"model.text.init={source}: no such folder; a hub's is ORG/NAME")
+    return folder
+
+
+def _is_bert(model: dict[str, Any]) -> bool:
+    return "hf_model_name" in model["text_cfg"]
+
+
+def _bert_config(folder: Path, model: dict[str, Any]) -> TextConfig:
+    """A text tower from Hugging Face."""
+    text = model["text_cfg"]
+    bert, origin = bert_settings(folder, text["hf_model_name"])
+    if text["hf_pooler_type"] != "cls_last_hidden_state_pooler":
+        raise UserError(f"{folder / CONFIG}: pooler '{text['hf_pooler_type']}' is not BERT's CLS")
+    return bert_text_config(
+        bert,
+        origin,
+        tokenizer=str(folder),
+        context_length=text["context_length"],
+        proj=text.get("hf_proj_type", "mlp"),
+    )
+
+
+def bert_settings(folder: Path, name: str) -> tuple[dict[str, Any], str]:
+    """(config.json of the BERT, where it is): beside the weights, or where open_clip looks."""
+    if (folder / "config.json").is_file():
+        return read_settings(folder / "config.json"), str(folder / "config.json")
+    if Path(name).is_dir():
+        return read_settings(Path(name) / "config.json"), str(Path(name) / "config.json")
+    try:
+        path = Path(hf_hub_download(name, "config.json"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{origin}: weights of another architecture ({'; '.join(differences)}); "
-            "use the model settings that they were made with"
-        )
-    model.load_state_dict(weights)
+            f"{folder / 'config.json'}: missing, and '{name}', whose text tower this is, can't be "
+            f"fetched: {reason}"
+        ) from None
+    return read_settings(path), name
+
+
+def bert_text_config(bert: dict[str, Any], origin: str, **rest: Any) -> TextConfig:
+    """The text tower that a BertConfig describes; `rest` is what it doesn't say.
+
+    Raises:
+        UserError: another architecture.
+    """
+    if (
+        bert.get("model_type") != "bert"
+        or bert.get("hidden_act", "gelu") != "gelu"
+        or bert.get("position_embedding_type", "absolute") != "absolute"
+    ):
+        raise UserError(f"{origin}: not a BERT with exact GELU and a table of positions")
+    return TextConfig(
+        vocab_size=bert["vocab_size"],
+        max_positions=bert["max_position_embeddings"],
+        width=bert["hidden_size"],
+        layers=bert["num_hidden_layers"],
+        heads=bert["num_attention_heads"],
+        mlp_width=bert["intermediate_size"],
+        layer_norm_eps=bert.get("layer_norm_eps", 1e-12),
+        **rest,
+    )
+
+
+def _gpt_config(folder: Path, model: dict[str, Any]) -> TextConfig:
+    """open_clip's own text transformer, where it has none of the options unknown here."""
+    text = model["text_cfg"]
+    known = {"context_length", "vocab_size", "hf_tokenizer_name", "width", "heads", "layers"}
+    known |= {"mlp_ratio", "pool_type", "eos_id"}
+    if unknown := sorted(set(text) - known):
+        raise UserError(f"{folder / CONFIG}: text_cfg.{unknown[0]} is not built here")
+    return TextConfig(
+        kind="gpt",
+        tokenizer=str(folder),
+        vocab_size=text["vocab_size"],
+        context_length=text["context_length"],
+        max_positions=max(text["context_length"], TextConfig.max_positions),
+        width=text["width"],
+        layers=text["layers"],
+        heads=text["heads"],
+        mlp_width=int(text["width"] * text.get("mlp_ratio", 4.0)),
+        proj="linear",
+        quick_gelu=model.get("quick_gelu", False),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,17 +321,23 @@ class RelocateConfig:
 def relocate(config: RelocateConfig) -> str:
     """Rewrite where open_clip finds the text tower's configuration; returns what was written."""
     folder = Path(config.folder).absolute()
-    content = _read_json(folder / CONFIG)
+    content = read_settings(folder / CONFIG)
     name = config.hub_id or str(folder)
     text = content.get("model_cfg", {}).get("text_cfg", {})
-    if "hf_model_name" not in text:
-        raise UserError(f"{folder / CONFIG}: no text tower from Hugging Face, nothing to relocate")
-    text["hf_model_name"] = text["hf_tokenizer_name"] = name
+    keys = [key for key in ("hf_model_name", "hf_tokenizer_name") if key in text]
+    if not keys:
+        raise UserError(f"{folder / CONFIG}: nothing from Hugging Face in it, nothing to relocate")
+    text |= dict.fromkeys(keys, name)
     _write_json(folder / CONFIG, content)
     return name
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: missing, or something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -31,7 +31,7 @@ class ImageConfig:
     """Side of the square input, in pixels; the one that the model was made for."""
     pretrained: str = ""
     """Weights to start from: `timm` for timm's own of this name (ImageNet's, usually), which are
-    downloaded or cached, or a file of them (.safetensors, .bin, .pth, .npz)."""
+    downloaded or cached, or a file of them (.safetensors, .bin, .pth)."""
     pool: Literal["", "token", "avg", "map"] = ""
     """Pooling of the tokens; empty keeps the model's own."""
     drop_path: float = 0.0
