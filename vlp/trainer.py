@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlp import checkpoint, distributed
 from vlp.config import UserError, save_config, to_dict
+from vlp.data.device import on_device
 from vlp.data.image import Normalise
-from vlp.data.index import ShardFolder, open_shards, splits
 from vlp.data.loader import (
     Batch,
     DataConfig,
@@ -145,7 +145,7 @@ class Trainer:
         self.positions = RankPositions(
             0, self.steps, config.train.batch_size, self.world.rank, self.world.size
         )
-        self.validation = self._validation_folders()
+        self.validation = config.data.validation()
 
         torch.manual_seed(config.seed)  # the same weights on every rank
         self.model = DualEncoder(self.config.model, self.tokenizer.pad_id).to(self.world.device)
@@ -177,15 +177,6 @@ class Trainer:
                 "a batch would hold the same pair twice: lower it"
             )
         return train.steps or max(1, round(train.epochs * samples / train.batch_size))
-
-    def _validation_folders(self) -> list[ShardFolder]:
-        """The validation split of each source that has one."""
-        data = self.config.data
-        return [
-            open_shards(source.path, data.validation_split)
-            for source in data.sources.values()
-            if data.validation_split in splits(source.path)
-        ]
 
     def _parallelise(self) -> nn.Module:
         if self.world.size == 1:
@@ -268,9 +259,11 @@ class Trainer:
             self.tokenizer,
             self.config.model.image.size,
             self.config.data.crop_scale,
+            self.config.data.augment,
         )
         pin = self.world.device.type == "cuda"
-        yield from batches(samples, self.positions, self.config.data, pin_memory=pin)
+        loaded = batches(samples, self.positions, self.config.data, pin_memory=pin)
+        yield from on_device(loaded, self.world.device)
 
     def _timed(self, source: Iterator[Batch]) -> Iterator[Batch]:
         """Count the time spent waiting for data."""
@@ -331,7 +324,7 @@ class Trainer:
         self.window.check_finite()
         loss = distributed.mean(result.loss).item()
         batch = self.config.train.batch_size
-        rates = self.window.rates(batch, self.world.size)
+        rates = self.window.rates(self.world.size)
         self._count_broken()
         self.reporter.log(
             self.step,
