@@ -10,9 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from eval import figures
-from eval.results import percent, remarks, results, write_text
+from eval.results import percent, remarks, results
 from eval.suite import Run, TaskRun
 from eval.tasks import Example, Score
+from vlp.config import write_text
 from vlp.curves import Panel, draw, read_metrics, series_of
 from vlp.data.image import open_rgb
 

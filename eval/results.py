@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.suite import Run, TaskRun
-from vlp.config import to_dict
+from vlp.config import to_dict, write_text
 
 FORMAT = {"format": "biovlp-eval", "version": 1}
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow", "numpy")
@@ -55,13 +54,6 @@ def write_results(run: Run) -> Path:
     text = json.dumps(results(run), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def print_table(run: Run, report: Path) -> None:

@@ -64,9 +64,14 @@ def load_config(cls: type[T], argv: Sequence[str], program: str = "") -> T:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write a configuration object as YAML, atomically; `load_config` reads it back equal."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file at once or not at all: under a temporary name, then renamed."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -4,24 +4,31 @@ Only rank 0 reports; the others hold a `NullReporter`.
 """
 
 import json
-import os
+import resource
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from vlp import distributed
-from vlp.config import UserError
+from vlp.config import UserError, write_text
 from vlp.curves import read_metrics
 from vlp.data.loader import Batch, Broken
+
+INIT_TIMEOUT, FINISH_TIMEOUT = 60.0, 300.0
+"""Seconds that Weights & Biases may take to answer at the start, and to be sent what is left."""
+
+Rows = Sequence[Sequence[str | float | Image.Image]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,17 @@ class NullReporter:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers after `step` steps."""
 
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """Record how numbers are distributed; Weights & Biases only."""
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Rows) -> None:
+        """Record rows of texts, numbers and images; Weights & Biases only."""
+
+    @property
+    def takes_tables(self) -> bool:
+        """Whether tables and histograms go anywhere, so that they are worth making."""
+        return False
+
     def message(self, text: str) -> None:
         """Tell the person something, once."""
 
@@ -89,7 +107,7 @@ class Reporter(NullReporter):
             "train", total=steps, completed=first_step, status="", start=True
         )
         self.steps = steps
-        self.wandb = _wandb_run(folder, config, run_config)
+        self.wandb = _wandb_run(folder, config, run_config, self.message)
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -120,14 +138,48 @@ class Reporter(NullReporter):
         else:
             self.message(f"step {step:>6}/{self.steps}  {status}")
 
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        if self.wandb is not None:
+            import wandb
+
+            self.wandb.log(
+                {"step": step, name: wandb.Histogram(np_histogram=np.histogram(values, 64))}
+            )
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Rows) -> None:
+        if self.wandb is not None:
+            import wandb
+
+            cells: list[Iterable[Any]] = [[_cell(value) for value in row] for row in rows]
+            table = wandb.Table(columns=list(columns), data=cells)
+            self.wandb.log({"step": step, name: table})
+
+    @property
+    def takes_tables(self) -> bool:
+        return self.wandb is not None
+
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a step takes and what the device has, for the shares that a person can judge."""
+
+    context_length: int
+    """Tokens to which a trainer with padding would fill every caption."""
+    flops: Callable[[int, Tensor], float]
+    """Images, lengths int [B] -> useful operations of forward and backward: flops.step_flops."""
+    peak: float | None
+    """Operations a second of the device; None if it is not known."""
+    device: torch.device
 
 
 class Window:
     """What happened since the last report, without reading the device."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, costs: Costs | None = None) -> None:
+        self.costs = costs
         self.seen = 0
         self.broken_total = 0
         self.restart(step)
@@ -135,27 +187,34 @@ class Window:
     def restart(self, step: int) -> None:
         self.start, self.first = time.perf_counter(), step
         self.waited = 0.0
-        self.tokens = 0
+        self.samples = 0
         self.broken: list[Broken] = []
         self.losses: list[Tensor] = []
         self.keys: list[list[str]] = []
+        self.lengths: list[Tensor] = []
 
     def add(self, step: int, batch: Batch, loss: Tensor) -> None:
+        """Count a step. The batch is the loader's, on the CPU: reading it waits for nothing."""
         self.last = step
         self.seen += len(batch.keys)
-        self.tokens += len(batch.text.input_ids)
+        self.samples += len(batch.keys)
         self.broken += batch.broken
         self.losses.append(loss)
         self.keys.append(batch.keys)
+        self.lengths.append(batch.text.cu_seqlens.diff())
 
-    def rates(self, batch_size: int, ranks: int) -> dict[str, float]:
+    def rates(self, ranks: int) -> dict[str, float]:
         """Throughput since the last report; this rank stands for all."""
         seconds = time.perf_counter() - self.start
-        return {
-            "perf/samples_per_second": (self.last - self.first) * batch_size / seconds,
-            "perf/tokens_per_second": self.tokens * ranks / seconds,
+        lengths = torch.cat(self.lengths)
+        rates = {
+            "perf/samples_per_second": self.samples * ranks / seconds,
+            "perf/tokens_per_second": int(lengths.sum()) * ranks / seconds,
             "perf/data_wait": self.waited / seconds,
         }
+        if self.costs is not None:
+            rates |= _shares(self.costs, lengths, seconds)
+        return rates
 
     def check_finite(self) -> None:
         """Stop at a loss that is not a number, and name its step and samples."""
@@ -169,13 +228,23 @@ class Window:
             )
 
 
+def _shares(costs: Costs, lengths: Tensor, seconds: float) -> dict[str, float]:
+    """Padding saved, memory, and model FLOPs utilisation where the device's peak is known."""
+    found = {"perf/padding_saved": 1 - float(lengths.sum()) / (len(lengths) * costs.context_length)}
+    if costs.device.type == "cuda":
+        found["perf/memory_gb"] = torch.cuda.max_memory_allocated(costs.device) / 1e9
+    else:  # of this process, without the loader's workers
+        found["perf/memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    if costs.peak is not None:
+        found["perf/mfu"] = costs.flops(len(lengths), lengths) / seconds / costs.peak
+    return found
+
+
 def rewind(path: Path, step: int) -> None:
     """Drop the rows after `step` steps: a resumed run takes those steps again."""
     if path.is_file():
         kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, "".join(kept))
 
 
 def _phrases(metrics: Mapping[str, float]) -> Iterator[str]:
@@ -183,6 +252,7 @@ def _phrases(metrics: Mapping[str, float]) -> Iterator[str]:
     for key, form in (
         ("train/loss", "loss {:.3f}"),
         ("perf/samples_per_second", "{:.0f} samples/s"),
+        ("perf/mfu", "{:.0%} MFU"),
         ("perf/data_wait", "{:.0%} waiting for data"),
         ("data/broken", "{:.0f} broken"),
     ):
@@ -193,7 +263,9 @@ def _phrases(metrics: Mapping[str, float]) -> Iterator[str]:
             yield f"{key} {value:.1%}"
 
 
-def _wandb_run(folder: Path, config: ReportConfig, run_config: dict[str, Any]) -> Any:
+def _wandb_run(
+    folder: Path, config: ReportConfig, run_config: dict[str, Any], warn: Callable[[str], None]
+) -> Any:
     """A run whose id is kept in the folder, so that curves go on after a restart."""
     if config.wandb == "disabled":
         return None
@@ -202,17 +274,44 @@ def _wandb_run(folder: Path, config: ReportConfig, run_config: dict[str, Any]) -
     id_file = folder / "wandb_id"
     if not id_file.is_file():
         id_file.write_text(uuid.uuid4().hex[:12])
-    run = wandb.init(
-        project=config.project,
-        entity=config.entity or None,
-        name=folder.name,
-        id=id_file.read_text().strip(),
-        resume="allow" if config.wandb == "online" else None,
-        mode=config.wandb,
-        dir=str(folder),
-        config=run_config,
-        settings=wandb.Settings(console="off"),
-    )
+    settings: dict[str, Any] = {
+        "project": config.project,
+        "entity": config.entity or None,
+        "name": folder.name,
+        "id": id_file.read_text().strip(),
+        "dir": str(folder),
+        "config": run_config,
+        # The end of a run doesn't wait for ever for a server that went away: what was not sent is
+        # in the folder, for `wandb sync`.
+        "settings": wandb.Settings(
+            console="off", init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT
+        ),
+    }
+    try:
+        run = wandb.init(
+            **settings,
+            mode=config.wandb,
+            resume="allow" if config.wandb == "online" else None,
+        )
+    except wandb.errors.UsageError as error:
+        raise UserError(
+            f"report.wandb={config.wandb}: {error} Run `wandb login`, or set report.wandb=offline"
+        ) from None
+    except wandb.errors.CommError as error:
+        reason = str(error).splitlines()[0]
+        warn(
+            f"Weights & Biases can't be reached ({reason}); this run goes on offline, "
+            f"send it later with `wandb sync {folder}/wandb/offline-run-*`"
+        )
+        wandb.teardown()
+        run = wandb.init(**settings, mode="offline")
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _cell(value: str | float | Image.Image) -> Any:
+    """A cell as Weights & Biases wants it."""
+    import wandb
+
+    return wandb.Image(value) if isinstance(value, Image.Image) else value

@@ -1,0 +1,154 @@
+"""What people look at during training: retrieved figures, shares of cost, W&B without a server."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tests.shard_factory import make_samples, write_shards
+from tests.vlp.tiny import make_tokenizer
+from vlp.config import UserError
+from vlp.data.index import open_shards
+from vlp.data.loader import Batch, EvaluationSamples
+from vlp.data.text import PackedText
+from vlp.reporting import Costs, NullReporter, ReportConfig, Reporter, Rows, Window
+from vlp.watch import answers, show_retrieved, spread, whole_places
+
+
+class Tables(NullReporter):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, tuple[Sequence[str], Rows]] = {}
+
+    @property
+    def takes_tables(self) -> bool:
+        return True
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Rows) -> None:
+        self.tables[name] = (columns, rows)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> EvaluationSamples:
+    for name in "ab":
+        made = make_samples(4, seed=ord(name), width=48, height=40)
+        write_shards(tmp_path / name, [("val", made)])
+    folders = [open_shards(tmp_path / name, "val") for name in "ab"]
+    return EvaluationSamples(folders, make_tokenizer(tmp_path / "t"), 32)
+
+
+def test_answers_are_the_nearest_figures() -> None:
+    image = torch.eye(4)
+    text = normalize(torch.tensor([[1.0, 0.9, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0.5, 1]]))
+    first, second = answers(image, text, [0, 2], count=2)
+    assert (first.query, first.rank, first.found) == (0, 1, [0, 1])
+    assert (second.query, second.rank, second.found[0]) == (2, 4, 3)  # ties count before
+
+
+def test_spread() -> None:
+    assert spread(5, 16) == [0, 1, 2, 3, 4]
+    assert spread(101, 3) == [0, 50, 100]
+
+
+def test_table_of_retrieved_figures(samples: EvaluationSamples) -> None:
+    reporter = Tables()
+    places = [0, 2, 4, 7]  # others were broken
+    show_retrieved(reporter, 3, samples, places, (torch.eye(4), torch.eye(4)))
+    columns, rows = reporter.tables["val/retrieved"]
+    assert columns == ["caption", "its figure", "rank", "found 1", "found 2", "found 3"]
+    captions = [folder.caption(n) for folder in samples.folders for n in range(len(folder))]
+    assert [row[0] for row in rows] == [captions[place] for place in places]
+    for row in rows:
+        assert row[2] == 1
+        assert isinstance(row[1], Image.Image)
+        assert isinstance(row[3], Image.Image)
+        assert row[1].tobytes() == row[3].tobytes()
+
+
+def test_no_table_where_nobody_looks(samples: EvaluationSamples) -> None:
+    show_retrieved(NullReporter(), 3, samples, [99], (torch.eye(1), torch.eye(1)))
+
+
+def test_places_of_a_batch_without_its_broken_samples(samples: EvaluationSamples) -> None:
+    batch = samples.__getitems__([1, 5, 6])
+    assert whole_places(samples, [1, 5, 6], batch) == [1, 5, 6]
+    cut = batch._replace(keys=[batch.keys[0], batch.keys[2]], broken=[object()])  # type: ignore[list-item]
+    assert whole_places(samples, [1, 5, 6], cut) == [1, 6]
+
+
+def _batch(lengths: list[int]) -> Batch:
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    text = PackedText(torch.zeros(sum(lengths), dtype=torch.int64), starts, max(lengths))
+    keys = [f"k{n}" for n in range(len(lengths))]
+    return Batch(torch.zeros(len(lengths), 3, 8, 8, dtype=torch.uint8), text, keys, [])
+
+
+def test_shares_of_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.0])
+    monkeypatch.setattr("vlp.reporting.time.perf_counter", lambda: next(clock))
+
+    def flops(images: int, lengths: Tensor) -> float:
+        return 1000.0 * images + float(lengths.sum())
+
+    costs = Costs(context_length=10, flops=flops, peak=2000.0, device=torch.device("cpu"))
+    window = Window(0, costs)
+    window.add(1, _batch([5, 3]), torch.tensor(1.0))
+    window.add(2, _batch([2, 10]), torch.tensor(1.0))
+    rates = window.rates(ranks=3)
+    assert rates["perf/samples_per_second"] == 4 * 3 / 2
+    assert rates["perf/tokens_per_second"] == 20 * 3 / 2
+    assert rates["perf/padding_saved"] == pytest.approx(0.5)
+    assert rates["perf/mfu"] == pytest.approx(4020 / 2 / 2000)  # of one rank, on one device
+    assert 0.05 < rates["perf/memory_gb"] < 50
+
+
+def test_without_a_known_peak_there_is_no_mfu() -> None:
+    costs = Costs(10, lambda images, lengths: 1.0, None, torch.device("cpu"))
+    window = Window(0, costs)
+    window.add(1, _batch([5]), torch.tensor(1.0))
+    assert "perf/mfu" not in window.rates(ranks=1)
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Nobody listens at this address."""
+    wandb.teardown()  # it remembers keys
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    yield folder
+    wandb.teardown()
+
+
+def test_a_server_that_is_down_makes_the_run_go_on_offline(
+    no_server: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr("vlp.reporting.INIT_TIMEOUT", 3)
+    with Reporter(no_server, ReportConfig(wandb="online"), {"a": 1}, 0, 2) as reporter:
+        reporter.log(1, {"train/loss": 1.0})
+        reporter.histogram(1, "data/caption_tokens", [1, 2, 2])
+        reporter.table(1, "t", ["x", "y"], [["a", Image.new("RGB", (4, 4))]])
+    said = capsys.readouterr().out
+    assert "can't be reached" in said
+    assert "wandb sync" in said
+    assert len(list(no_server.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (no_server / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert rows == [{"step": 1, "train/loss": 1.0}]
+
+
+def test_no_key_is_one_clear_line(no_server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UserError, match="wandb=online: No API key configured"):
+        Reporter(no_server, ReportConfig(wandb="online"), {}, 0, 2)
