@@ -1,0 +1,134 @@
+"""Shards over HTTP on this machine: ranged requests, counted, with faults to order."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class ShardServer(ThreadingHTTPServer):
+    """Serves `root`. `faults[name]` are used up one by one by requests for that file; of
+    `["always", fault]` nothing is. A fault is a status or one of those in `Handler._send`."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root = root
+        self.faults: dict[str, list[str]] = {}
+        self.requests: list[tuple[str, str, str]] = []
+        self.sent = 0
+        self.ranges = True
+        self.most_open = self.open_now = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def gets(self, name: str = "") -> list[str]:
+        """The ranges that were asked of files whose name ends so."""
+        return [r for method, path, r in self.requests if method == "GET" and path.endswith(name)]
+
+    def next_fault(self, method: str, name: str, wanted: str) -> str:
+        with self.lock:
+            self.requests.append((method, name, wanted))
+            waiting = self.faults.get(name, [])
+            if not waiting or (method == "HEAD" and waiting[-1] in ("cut", "short")):
+                return ""  # a HEAD has no body to cut
+            return waiting[1] if waiting[0] == "always" else waiting.pop(0)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Connections that end early are what the tests are about."""
+
+
+@contextmanager
+def serve(root: Path) -> Iterator[ShardServer]:
+    """A running server."""
+    server = ShardServer(root)
+    threading.Thread(target=server.serve_forever, daemon=True, args=(0.02,)).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: ShardServer
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer("HEAD")
+
+    def do_GET(self) -> None:
+        with self.server.lock:
+            self.server.open_now += 1
+            self.server.most_open = max(self.server.most_open, self.server.open_now)
+        try:
+            self._answer("GET")
+        finally:
+            with self.server.lock:
+                self.server.open_now -= 1
+
+    def _answer(self, method: str) -> None:
+        name = self.path.lstrip("/")
+        wanted = self.headers.get("Range", "")
+        fault = self.server.next_fault(method, name, wanted)
+        path = self.server.root / name
+        if not path.is_file():
+            self._reply(404, b"")
+        elif fault.isdecimal():
+            self._reply(int(fault), b"no")
+        else:
+            whole = path.read_bytes()
+            if wanted and self.server.ranges:
+                first, last = (int(end) for end in wanted.removeprefix("bytes=").split("-"))
+                body, status = whole[first : last + 1], 206 if first < len(whole) else 416
+            else:
+                body, status = whole, 200
+            self._send(fault, status, body if method == "GET" else b"", len(body))
+
+    def _send(self, fault: str, status: int, body: bytes, length: int) -> None:
+        if fault == "reset":
+            linger = struct.pack("ii", 1, 0)  # close without the usual farewell
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.close_connection = True
+            self.connection.close()
+            self.rfile.close()  # the socket closes with its last file
+        elif fault == "cut":  # fewer bytes than announced
+            self._head(status, length)
+            self.wfile.write(body[: length // 2])
+            self.close_connection = True
+        elif fault == "short":  # fewer bytes than asked for, announced so
+            self._reply(status, body[: length // 2])
+        elif fault == "slow":
+            time.sleep(1.0)
+            self._reply(status, body)
+        elif fault == "pause":  # long enough for requests to overlap
+            time.sleep(0.1)
+            self._reply(status, body)
+        elif fault:
+            raise ValueError(fault)
+        else:
+            self._reply(status, body, length)
+
+    def _reply(self, status: int, body: bytes, length: int | None = None) -> None:
+        self._head(status, len(body) if length is None else length)
+        self.wfile.write(body)
+        with self.server.lock:
+            self.server.sent += len(body)
+
+    def _head(self, status: int, length: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
