@@ -175,6 +175,29 @@ def test_broken_samples_are_named_and_replaced_the_same_way(tmp_path: Path) -> N
         assert halves[0].broken + halves[1].broken == whole.broken
 
 
+def test_a_shard_damaged_after_it_was_written_stops(tmp_path: Path) -> None:
+    """Same size, so that only its checksum tells; it is compared after the third broken sample."""
+    samples = make_samples(12, seed=9)
+    good = write_shards(tmp_path / "s", [("train", samples)])
+    make_tokenizer(tmp_path / "tok")
+    data = DataConfig(sources={"s": SourceConfig(path=str(good))}, workers=0)
+    shards = open_shards(good, "train")
+    damage(good / "train-00000.tar", [int(shards.spans[1, 0])])
+    assert 1 <= len(load(tmp_path, data, range(1), batch=12)[0].broken) < 3
+    damage(good / "train-00000.tar", [int(shards.spans[i, 0]) for i in (4, 6)])
+    with pytest.raises(UserError, match=r"train-00000.tar: SHA-256 .* the file is damaged"):
+        load(tmp_path, data, range(1), batch=12)
+    declare_whole(good)  # written so: they are replaced, as many as they are
+    assert len(load(tmp_path, data, range(1), batch=12)[0].broken) >= 3
+
+
+def damage(shard: Path, offsets: list[int]) -> None:
+    with shard.open("r+b") as file:
+        for offset in offsets:
+            file.seek(offset)
+            file.write(bytes(16))
+
+
 def test_nothing_but_broken_samples_stops(tmp_path: Path) -> None:
     folder = broken_folder(tmp_path / "s", dict.fromkeys(range(12), b"no"), {})
     make_tokenizer(tmp_path / "tok")
@@ -208,6 +231,7 @@ def test_world_that_does_not_divide_the_batch() -> None:
         ({"crop_scale": (0.9, 1.5)}, "data.crop_scale must be"),
         ({"workers": -1}, "data.workers must be >= 0"),
         ({"max_broken": 2.0}, "data.max_broken is a share"),
+        ({"timeout": 0}, "data.timeout and data.cache_gb must be positive"),
     ],
 )
 def test_impossible_settings(settings: dict[str, object], message: str) -> None:

@@ -83,13 +83,14 @@ def lost_worker(error: RuntimeError) -> UserError | None:
     A process that dies is noticed at once, wherever the training process is: torch raises from a
     signal handler. So it may come out of any line of the loop, not only of the one that waits.
     """
-    text = str(error)
+    text = f"{error} {error.__cause__ or ''}"
     if "DataLoader worker" in text:
-        # "... is killed by signal: Killed." or "... exited unexpectedly with exit code 1."
-        how = re.search(r"killed by signal: [\w ]+|exit.*?(?=\.|$)", text)
+        # "... (pid(s) 7) exited unexpectedly" may come first, and the reason with its cause.
+        how = re.search(r"killed by signal: [\w ]+", text) or re.search(r"exit[\w ]+", text)
         return UserError(
-            f"a loader process died ({how[0] if how else text}): often for lack of memory, then "
-            "lower data.workers or data.prefetch; start again to go on from the last checkpoint"
+            f"a loader process died ({how[0].strip() if how else text}): often for lack of memory, "
+            "then lower data.workers or data.prefetch; start again to go on from the last "
+            "checkpoint"
         )
     if "DataLoader timed out" in text:
         seconds = re.search(r"[\d.]+", text)
