@@ -1,6 +1,10 @@
 """Train a dual encoder: `torchrun --nproc-per-node N train.py CONFIG.yaml [key=value ...]`.
 
 One process without torchrun works too. This is the one place that hands evaluations to the trainer.
+
+Exit status: 0 the run is complete; 75 it was stopped by SIGTERM or SIGUSR1 and saved, the same
+command goes on; 2 something has to be put right; 70 it hung. torchrun itself ends with 1 whenever
+one of its processes has not ended with 0.
 """
 
 import os
@@ -9,7 +13,9 @@ import time
 from eval.retrieval import recall
 from vlp import distributed
 from vlp.config import UserError, load_config, run_program
-from vlp.trainer import Config, Trainer
+from vlp.interrupt import STOPPED
+from vlp.settings import Config
+from vlp.trainer import Trainer
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +23,8 @@ def main(argv: list[str]) -> None:
     try:
         config = load_config(Config, argv, "torchrun --nproc-per-node N train.py")
         trainer = Trainer(config, evaluate=recall)
-        trainer.fit()
+        if not trainer.fit():
+            raise SystemExit(STOPPED)
         if trainer.world.is_main:
             print(f"model: {config.folder / 'model'}")
     except UserError:

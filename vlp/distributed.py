@@ -2,11 +2,14 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -17,22 +20,26 @@ class World:
         rank: 0-based number of this process; 0 writes files and reports.
         size: number of processes.
         device: where this process computes.
+        store: keys and values that all processes see.
     """
 
     rank: int
     size: int
     device: torch.device
+    store: dist.Store
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
 
-def start(device: str = "auto") -> World:
-    """Join the group that torchrun describes in the environment; alone without it.
+def start(device: str = "auto", timeout: float = 600) -> World:
+    """Join the group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe, as torchrun sets
+    them; alone without them.
 
     Args:
         device: `cpu`, `cuda`, or `auto` (CUDA where there is one).
+        timeout: seconds after which a collective operation gives up.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if device == "auto":
@@ -42,9 +49,22 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(local)
     else:
         local = torch.device(device)
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
-    return World(rank, size, local)
+    if size == 1:
+        return World(rank, size, local, dist.HashStore())
+    if not dist.is_initialized():
+        backend = "nccl" if local.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    return World(rank, size, local, _store())
+
+
+def _store() -> dist.Store:
+    """A connection of our own to the group's store: a thread may wait on it without being in the
+    way of collectives."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    connection = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
+    # torchrun's store outlives the ranks that it starts again.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"biovlp-{attempt}", connection)
 
 
 def stop() -> None:
@@ -102,6 +122,29 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_main(value: T) -> T:
+    """Rank 0's value, which can be pickled, on all ranks."""
+    return value if size() == 1 else gather_objects(value if rank() == 0 else None)[0]
+
+
+def highest(value: int, group: dist.ProcessGroup | None) -> int:
+    """The largest of the ranks' integers; `group` is one of `cpu_group`."""
+    if size() == 1:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    return int(largest)
+
+
+def cpu_group() -> dist.ProcessGroup | None:
+    """A new group of all ranks for messages between their CPUs; None on one process."""
+    if size() == 1:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # every rank is a member
+    return group
 
 
 def barrier() -> None:

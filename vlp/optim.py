@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,22 +72,24 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     # Only a model with towers (vlp.models.dual_encoder) can say how deep a parameter lies.
     layered: Any = model if min(decays.values()) < 1 else None
     depths = layered.depths() if layered else {}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             depth, last = depths.get(name, (0, 0))
             scale = decays.get(name.partition(".")[0], 1.0) ** (last - depth)
             # Norms, biases, LayerScale and the temperature have fewer than two dimensions.
-            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
+            # The fused kernel takes no list of both sharded and whole parameters.
+            key = (scale, parameter.ndim >= 2, isinstance(parameter, DTensor))
+            groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [
             {
-                "params": groups[scale, decays_too],
+                "params": groups[scale, decays_too, sharded],
                 "lr": config.learning_rate * scale,
                 "lr_scale": scale,
                 "weight_decay": config.weight_decay if decays_too else 0.0,
             }
-            for scale, decays_too in sorted(groups, reverse=True)
+            for scale, decays_too, sharded in sorted(groups, reverse=True)
         ],
         lr=config.learning_rate,
         betas=config.betas,

@@ -1,126 +1,52 @@
 """The trainer, in running order: build, resume, step, report, evaluate, save."""
 
 import dataclasses
+import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vlp import checkpoint, distributed
+from vlp import distributed, parallel, state
+from vlp.checkpoint import Checkpoints, Saved
 from vlp.config import UserError, save_config, to_dict
 from vlp.data.device import on_device
 from vlp.data.image import Normalise
-from vlp.data.loader import (
-    Batch,
-    DataConfig,
-    EvaluationSamples,
-    Mixture,
-    RankPositions,
-    TrainSamples,
-    batches,
-)
+from vlp.data.loader import Batch, Mixture, RankPositions, TrainSamples, batches
 from vlp.data.order import generator
-from vlp.data.text import CaptionTokenizer, train_wordpiece
-from vlp.losses import LossConfig, contrastive_loss
-from vlp.models.dual_encoder import DualEncoder, ModelConfig
-from vlp.models.hub import load_weights, save_pretrained
-from vlp.optim import OptimizerConfig, adamw, learning_rate
-from vlp.reporting import NullReporter, ReportConfig, Reporter, Window
-
-Evaluate = Callable[[Tensor, Tensor], dict[str, float]]
-"""Normalised image and text features [N, D] of N pairs -> scores by name."""
+from vlp.data.schedule import BatchSchedule
+from vlp.data.text import CaptionTokenizer, PackedText, train_wordpiece
+from vlp.ema import EMA
+from vlp.flops import peak_flops, step_flops
+from vlp.grad_cache import cached_step, split_batch
+from vlp.interrupt import Interrupt
+from vlp.losses import contrastive_loss
+from vlp.models.dual_encoder import DualEncoder, Features
+from vlp.models.hub import save_pretrained
+from vlp.models.init import initialise
+from vlp.optim import adamw, learning_rate
+from vlp.reporting import Costs, NullReporter, Reporter, Window
+from vlp.settings import Config
+from vlp.validation import Evaluate, Validation
+from vlp.watchdog import Watchdog
 
 LEAST_SAMPLES = 1000
 """Broken samples are counted against at least so many, so that a first bad one stops nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, how large, how often."""
-
-    batch_size: int = 4096
-    """Global batch: samples per step over all processes."""
-    epochs: float = 32
-    """Passes over the mixture; used if `steps` is 0."""
-    steps: int = 0
-    """Optimiser steps."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Autocast type of the towers; `auto` is bf16 on CUDA devices that have it. Loss, temperature,
-    weights and optimiser are always fp32."""
-    max_scale: float = 100.0
-    """Bound on the inverse temperature, exp(logit_scale)."""
-    log_every: int = 50
-    """Steps between rows of training metrics."""
-    eval_every: int = 1000
-    """Steps between evaluations on the validation split; 0: only at the end."""
-    validation_samples: int = 8192
-    """Pairs of the validation split that are evaluated, the first ones."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints; one is always written at the end."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept; older ones are deleted."""
-    resume: Literal["auto", "never"] = "auto"
-    """`auto` continues from the newest checkpoint in the run's folder; `never` refuses a folder
-    that has one."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        if self.eval_every < 0 or self.validation_samples < 1:
-            raise ValueError("train.eval_every must be >= 0, train.validation_samples >= 1")
-        if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
-            raise ValueError("set train.steps or train.epochs to a positive number")
-        if self.max_scale < 1:
-            raise ValueError(f"train.max_scale must be at least 1, got {self.max_scale}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """A pretraining run: shards in, runs/NAME/ out."""
-
-    name: str
-    """Name of the run; its folder is RUNS/NAME."""
-    runs: str = "runs"
-    """Folder of all runs."""
-    seed: int = 0
-    """Seeds weights, data order and augmentation."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The towers."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The shards."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """The loss."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The optimiser."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The loop."""
-    report: ReportConfig = field(default_factory=ReportConfig)
-    """Weights & Biases."""
-
-    def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
-            raise ValueError(f"name must be a plain folder name, got '{self.name}'")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs) / self.name
 
 
 class StepResult(NamedTuple):
     """Scalars of one step, on the device: reading them waits for it."""
 
     loss: Tensor
-    gradient_norm: Tensor
+    norms: parallel.Norms
     learning_rate: float
 
 
@@ -133,7 +59,8 @@ class Trainer:
         Raises:
             UserError: data, tokenizer or checkpoint don't fit the configuration.
         """
-        self.world = distributed.start(config.train.device)
+        train = config.train
+        self.world = distributed.start(train.device, 2 * train.timeout)
         self.evaluate = evaluate
         self.mixture = Mixture.open(config.data, config.seed)
         self.tokenizer = self._tokenizer(config)
@@ -141,19 +68,27 @@ class Trainer:
         self.config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, text=text)
         )
-        self.steps = self._count_steps()
-        self.positions = RankPositions(
-            0, self.steps, config.train.batch_size, self.world.rank, self.world.size
+        self.schedule = BatchSchedule(
+            train.batch_size,
+            train.batch_schedule,
+            self.mixture.order.epoch_size,
+            train.epochs,
+            train.steps,
         )
-        self.validation = config.data.validation()
+        self.validation = Validation(self.config, self.tokenizer, self.world)
 
         torch.manual_seed(config.seed)  # the same weights on every rank
-        self.model = DualEncoder(self.config.model, self.tokenizer.pad_id).to(self.world.device)
+        model = DualEncoder(self.config.model, self.tokenizer.pad_id)
+        initialise(model, self.config.model, self.tokenizer)
+        self.model = model.to(self.world.device)
+        self.parallel = self._parallelise()
+        self.optimizer = adamw(self.model, config.optimizer)
+        self.average = EMA(self.model, train.ema_decay) if train.ema_decay else None
+        self.window, self.damaged = Window(0, self._costs()), list[str]()
+        self.checkpoints = Checkpoints(config.folder / "checkpoints", train.keep_checkpoints)
+        self.step = self._resume()
         image = config.model.image
         self.normalise = Normalise(image.mean, image.std, self.world.device)
-        self.optimizer = adamw(self.model, config.optimizer)
-        self.step = self._resume()
-        self.parallel = self._parallelise()
         self.autocast = self._autocast()
 
     # -- build ----------------------------------------------------------------------------------
@@ -169,20 +104,16 @@ class Trainer:
         distributed.barrier()
         return CaptionTokenizer(folder, text.context_length)
 
-    def _count_steps(self) -> int:
-        train, samples = self.config.train, self.mixture.order.epoch_size
-        if train.batch_size > samples:
-            raise UserError(
-                f"train.batch_size={train.batch_size} is more than the {samples} training samples; "
-                "a batch would hold the same pair twice: lower it"
-            )
-        return train.steps or max(1, round(train.epochs * samples / train.batch_size))
-
     def _parallelise(self) -> nn.Module:
-        if self.world.size == 1:
-            return self.model
-        devices = [self.world.device] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
+        """The model as it is trained: checkpointed, compiled, copied or sharded by settings."""
+        train = self.config.train
+        if train.activation_checkpointing:
+            self.model.set_grad_checkpointing(True)
+        if train.compile:
+            self.model.compile_towers()
+        if train.parallel == "fsdp":
+            return parallel.shard(self.model, self.world)
+        return parallel.replicate(self.model, self.world)
 
     def _autocast(self) -> torch.autocast:
         device, precision = self.world.device.type, self.config.train.precision
@@ -192,35 +123,44 @@ class Trainer:
             half = precision == "bf16"
         return torch.autocast(device, torch.bfloat16, enabled=half)
 
+    def _costs(self) -> Costs:
+        """For the shares of the device's work and memory that are reported."""
+        device, model = self.world.device, self.config.model
+        flops = partial(step_flops, model)
+        return Costs(model.text.context_length, flops, peak_flops(device), device)
+
     # -- resume ---------------------------------------------------------------------------------
 
     def _resume(self) -> int:
-        """Load the newest checkpoint, if there is one; returns the steps already taken."""
-        folder = self.config.folder / "checkpoints"
-        steps = checkpoint.steps(folder)
-        if not steps:
+        """Load the newest whole checkpoint, if there is one; returns the steps already taken."""
+        found = self.checkpoints.newest()
+        if found is None:
             return 0
         if self.config.train.resume == "never":
             raise UserError(
-                f"{folder}: holds a checkpoint, and train.resume=never; choose another name"
+                f"{found.path.parent}: holds a checkpoint, and train.resume=never; choose another "
+                "name"
             )
-        path, state = checkpoint.load(folder, steps[-1])
         for key, now in self._identity().items():
-            before = state["identity"].get(key)
+            before = found.facts["identity"].get(key)
             if before != now:
                 raise UserError(
-                    f"{path}: made with {key}={before}, now it is {now}; samples would be repeated "
-                    "or lost: set it back or choose another name"
+                    f"{found.path}: made with {key}={before}, now it is {now}; samples would be "
+                    "repeated or lost: set it back or choose another name"
                 )
-        load_weights(self.model, state["model"], str(path))
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        state.allocate(self.optimizer)
+        self.checkpoints.load(found, self._tensors())
+        self.window.broken_total = found.facts["broken"]
+        self.damaged = found.damaged
+        return found.step
 
     def _identity(self) -> dict[str, Any]:
         """What the order of samples depends on: it must not change within a run."""
         shares = {name: source.share for name, source in self.mixture.order.sources.items()}
+        train = self.config.train
         return {
-            "train.batch_size": self.config.train.batch_size,
+            "train.batch_size": train.batch_size,
+            "train.batch_schedule": {str(key): size for key, size in train.batch_schedule.items()},
             "seed": self.config.seed,
             "data.shuffle_window": self.config.data.shuffle_window,
             "samples per epoch": shares,
@@ -228,73 +168,133 @@ class Trainer:
 
     # -- loop -----------------------------------------------------------------------------------
 
-    def fit(self) -> None:
-        """Train to the last step; evaluate and save on the way."""
-        train = self.config.train
-        with self._reporter() as self.reporter:
+    def fit(self) -> bool:
+        """Train to the last step, or until a signal; evaluate and save on the way.
+
+        Returns:
+            Whether the last step is done; if not, the same command goes on from here.
+
+        Raises:
+            UserError: a loss that is not finite, too many broken samples, no room for the last
+                checkpoint.
+        """
+        train, stop = self.config.train, ""
+        stacks = self.config.folder / "stacks"
+        with (
+            self._reporter() as self.reporter,
+            Watchdog(self.world, train.timeout, stacks) as self.watchdog,
+            Interrupt() as interrupt,
+        ):
             self._announce()
-            self.window = Window(self.step)
-            for batch in self._timed(self._train_batches()):
-                result = self._train_step(batch)
+            self._settle()
+            self.window.restart(self.step)
+            self.last_save = time.monotonic()
+            for batch, moved in self._timed(self._train_batches()):
+                result = self._train_step(moved)
                 self.step += 1
                 self.window.add(self.step, batch, result.loss)
                 self.reporter.advance(self.step)
-                last = self.step == self.steps
-                saves = last or self.step % train.checkpoint_every == 0
-                scores = last or (train.eval_every > 0 and self.step % train.eval_every == 0)
-                if saves or scores or self.step % train.log_every == 0:
-                    self._log(result)
-                if scores:
-                    self._evaluate()
-                if saves:
+                self._report(result)
+                overdue = 0 < train.checkpoint_minutes * 60 < time.monotonic() - self.last_save
+                wanted, stop = interrupt.agreed(overdue)
+                if wanted or self._due(train.checkpoint_every):
                     self._save()
-                if saves or scores:
-                    self.window.restart(self.step)  # their time is not training's
-        distributed.barrier()
+                if stop:
+                    break
+            self._finish(stop)
+        return not stop
 
-    def _train_batches(self) -> Iterator[Batch]:
-        self.positions.steps = range(self.step, self.steps)
-        samples = TrainSamples(
-            self.mixture,
-            self.tokenizer,
-            self.config.model.image.size,
-            self.config.data.crop_scale,
-            self.config.data.augment,
+    def _settle(self) -> None:
+        """Let DDP arrange its buckets before the first step.
+
+        It does so after the first backward, and the arrangement decides in which order more than
+        two ranks are summed: without this, a run that was resumed would differ in the last bits.
+        """
+        if not isinstance(self.parallel, DistributedDataParallel) or self.world.size < 3:
+            return
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        count = self.schedule.batch(self.step) // self.world.size
+        size, tokens = self.config.model.image.size, 8
+        text = PackedText(
+            torch.zeros(count * tokens, dtype=torch.int64),
+            torch.arange(0, count * tokens + 1, tokens, dtype=torch.int32),
+            self.tokenizer.context_length,
         )
-        pin = self.world.device.type == "cuda"
-        loaded = batches(samples, self.positions, self.config.data, pin_memory=pin)
-        yield from on_device(loaded, self.world.device)
+        self._gradients(Batch(torch.zeros(count, 3, size, size, dtype=torch.uint8), text, [], []))
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
-    def _timed(self, source: Iterator[Batch]) -> Iterator[Batch]:
+    def _due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the last, happens now."""
+        return self.step == self.schedule.steps or (every > 0 and self.step % every == 0)
+
+    def _train_batches(self) -> Iterator[tuple[Batch, Batch]]:
+        """Batches as they are loaded, and on their way to the device."""
+        positions = RankPositions(
+            self.step, self.schedule.steps, self.schedule, self.world.rank, self.world.size
+        )
+        data, size = self.config.data, self.config.model.image.size
+        samples = TrainSamples(self.mixture, self.tokenizer, size, data.crop_scale, data.augment)
+        pin = self.world.device.type == "cuda"
+        loaded, moving = itertools.tee(batches(samples, positions, data, pin_memory=pin))
+        # Chunks are cut on the CPU, and travel one by one.
+        moved = moving if self.config.train.micro_batch else on_device(moving, self.world.device)
+        yield from zip(loaded, moved, strict=True)
+
+    def _timed(self, source: Iterator[tuple[Batch, Batch]]) -> Iterator[tuple[Batch, Batch]]:
         """Count the time spent waiting for data."""
         while True:
+            self.watchdog.at(self.step, "data")
             start = time.perf_counter()
-            batch = next(source, None)
-            if batch is None:
+            pair = next(source, None)
+            if pair is None:
                 return
             self.window.waited += time.perf_counter() - start
-            yield batch
+            yield pair
 
     def _train_step(self, batch: Batch) -> StepResult:
-        rate = learning_rate(self.step, self.steps, self.config.optimizer)
+        growth = self.schedule.batch(self.step) / self.schedule.batch(0)
+        rate = learning_rate(self.step, self.schedule.steps, self.config.optimizer, growth)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # Stochastic depth draws from this: a function of the step, so that nothing need be saved.
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        # Random depth, patches and the like draw from this: a function of the step, so that
+        # nothing need be saved.
         draw = generator(self.config.seed, self.step, self.world.rank)
         torch.manual_seed(int(draw.integers(2**63)))
-        text = batch.text.to(self.world.device, non_blocking=True)
-        with self.autocast:
-            features = self.parallel(self.normalise(batch.images), text)
-        loss = contrastive_loss(features, self.config.loss)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.optimizer.clip_norm or math.inf
-        )
+        loss = self._gradients(batch)
+        self.watchdog.at(self.step, "optimizer")
+        norms = parallel.clip_gradients(self.model, self.config.optimizer.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(self.config.train.max_scale))
-        return StepResult(loss.detach(), norm, rate)
+        if self.average is not None:
+            self.average.update(self.model, self.step + 1)
+        return StepResult(loss, norms, rate)
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Forward and backward; returns this rank's share of the loss."""
+        self.watchdog.at(self.step, "forward")
+        micro = self.config.train.micro_batch
+        share = partial(contrastive_loss, config=self.config.loss)
+        if 0 < micro < len(batch.images):
+            chunks = split_batch(batch.images, batch.text, micro)
+            loss = cached_step(self._features, chunks, share, self.parallel)
+        else:
+            loss = share(self._features((batch.images, batch.text)))
+            self.watchdog.at(self.step, "backward")
+            loss.backward()
+        parallel.reduce_whole(self.model)
+        return loss.detach()
+
+    def _features(self, pairs: tuple[Tensor, PackedText]) -> Features:
+        """uint8 images [b, 3, H, W] and their captions through the towers."""
+        images, text = pairs
+        with self.autocast:
+            return self.parallel(
+                self.normalise(images), text.to(self.world.device, non_blocking=True)
+            )
 
     # -- report ---------------------------------------------------------------------------------
 
@@ -304,93 +304,138 @@ class Trainer:
         folder = self.config.folder
         folder.mkdir(parents=True, exist_ok=True)
         save_config(self.config, folder / "config.yaml")
-        return Reporter(folder, self.config.report, to_dict(self.config), self.step, self.steps)
+        return Reporter(
+            folder, self.config.report, to_dict(self.config), self.step, self.schedule.steps
+        )
 
     def _announce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         facts = [
             f"{self.mixture.order.epoch_size:,} samples an epoch",
-            f"{self.steps:,} steps of {self.config.train.batch_size}",
+            f"{self.schedule.steps:,} steps of {self.schedule}",
             f"{parameters / 1e6:.1f} M parameters",
             f"vocabulary of {self.tokenizer.vocab_size:,}",
             f"{self.world.size} x {self.world.device.type}",
         ]
         if self.step:
             facts.append(f"resumed after step {self.step:,}")
+        for problem in self.damaged:
+            self.reporter.message(f"damaged checkpoint set aside: {problem}")
         self.reporter.message(f"{self.config.name}: {', '.join(facts)}")
+
+    def _report(self, result: StepResult) -> None:
+        """Log, evaluate: their time is not training's."""
+        train = self.config.train
+        self.watchdog.at(self.step, "report")
+        scores = self._due(train.eval_every)
+        if scores or self._due(train.checkpoint_every) or self._due(train.log_every):
+            self._log(result)
+        if scores:
+            self._evaluate()
+            self.window.restart(self.step)
 
     def _log(self, result: StepResult) -> None:
         """Read the device and tell; the only place of the loop that waits for it."""
-        self.window.check_finite()
-        loss = distributed.mean(result.loss).item()
-        batch = self.config.train.batch_size
+        self._check()
         rates = self.window.rates(self.world.size)
-        self._count_broken()
+        saved = self.checkpoints.done()
         self.reporter.log(
             self.step,
             {
-                "epoch": self.step * batch / self.mixture.order.epoch_size,
-                "train/loss": loss,
+                "epoch": self.schedule.position(self.step) / self.mixture.order.epoch_size,
+                "train/loss": distributed.mean(result.loss).item(),
                 "train/scale": self.model.logit_scale.exp().item(),
-                "train/gradient_norm": result.gradient_norm.item(),
+                "train/gradient_norm": result.norms.total.item(),
+                "train/gradient_norm_image": result.norms.image.item(),
+                "train/gradient_norm_text": result.norms.text.item(),
                 "train/learning_rate": result.learning_rate,
                 "data/broken": self.window.broken_total,
                 **rates,
+                **(self._outcome(saved) if saved else {}),
             },
         )
         self.window.restart(self.step)
 
-    def _count_broken(self) -> None:
-        """Name the samples that could not be used; stop if they are too many."""
-        window = self.window
-        seen = window.seen * self.world.size
+    def _check(self) -> None:
+        """Stop at a loss that is not finite, or at too many broken samples; name each of these."""
+        window, bound = self.window, self.config.data.max_broken
+        if not window.losses:
+            return  # all are checked
+        window.check_finite()
         for broken in (one for rank in distributed.gather_objects(window.broken) for one in rank):
             window.broken_total += 1
             self.reporter.message(f"broken sample {broken.key}: {broken.reason}; replaced")
-        bound = self.config.data.max_broken * max(LEAST_SAMPLES, seen)
-        if window.broken_total > bound:
+        window.broken.clear()
+        seen = self.schedule.position(self.step)
+        if window.broken_total > bound * max(LEAST_SAMPLES, seen):
             raise UserError(
                 f"{window.broken_total} of {seen} samples were broken, more than "
-                f"data.max_broken={self.config.data.max_broken} allows: check the shards with "
+                f"data.max_broken={bound} allows: check the shards with "
                 "`python -m data_prep check FOLDER`"
             )
 
     # -- evaluate -------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _evaluate(self) -> None:
-        """Score the first `validation_samples` pairs of the validation split."""
-        if self.evaluate is None or not self.validation:
+        """Score the validation split, with the averaged weights where there are any."""
+        if self.evaluate is None:
             return
-        samples = EvaluationSamples(self.validation, self.tokenizer, self.config.model.image.size)
-        count = min(len(samples), self.config.train.validation_samples)
-        local = max(1, self.config.train.batch_size // self.world.size)
-        parts = [list(range(i, min(i + local, count))) for i in range(0, count, local)]
-        self.model.eval()
-        embedded = []
-        for batch in batches(samples, parts[self.world.rank :: self.world.size], self.config.data):
-            with self.autocast:
-                text = batch.text.to(self.world.device)
-                features = self.model(self.normalise(batch.images), text)
-            embedded.append((features.image.cpu(), features.text.cpu()))
-        self.model.train()
-        pairs = [pair for rank in distributed.gather_objects(embedded) for pair in rank]
-        if self.world.is_main:
-            image, text = (torch.cat(side) for side in zip(*pairs, strict=True))
-            scores = self.evaluate(image, text)
+        self.watchdog.at(self.step, "evaluate")
+        with self._averaged():
+            pairs = self.validation.embed(self.model, self.autocast)
+        if pairs is not None:
+            scores = self.evaluate(*pairs)
             self.reporter.log(self.step, {f"val/{key}": value for key, value in scores.items()})
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.average.applied(self.model) if self.average else nullcontext()
 
     # -- save -----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Checkpoint and model folder, by rank 0; all ranks hold the same state."""
-        if self.world.is_main:
-            state = {
-                "step": self.step,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "identity": self._identity(),
-            }
-            folder, keep = self.config.folder, self.config.train.keep_checkpoints
-            save_pretrained(folder / "model", self.model, self.config.model, self.tokenizer)
-            checkpoint.save(folder / "checkpoints", self.step, state, keep)
+        """Begin a checkpoint, and the model folder beside it."""
+        self.watchdog.at(self.step, "save")
+        self._check()
+        before = self.checkpoints.wait()
+        if before:
+            self._outcome(before)
+        folder = self.config.folder / "model"
+        with self._averaged():
+            weights = parallel.whole_weights(self.model)
+        self.checkpoints.save(
+            self.step,
+            self._tensors(),
+            {"identity": self._identity(), "broken": self.window.broken_total},
+            export=partial(save_pretrained, folder, weights, self.config.model, self.tokenizer),
+        )
+        self.last_save = time.monotonic()
+        self.window.restart(self.step)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return state.tensors(self.model, self.optimizer, self.average)
+
+    def _outcome(self, saved: Saved) -> dict[str, float]:
+        """Tell of a save that failed; the times of one that did not."""
+        if saved.error:
+            self.reporter.message(
+                f"CHECKPOINT NOT WRITTEN after step {saved.step}: {saved.error}; training goes on, "
+                "and the checkpoints before are as they were"
+            )
+            return {}
+        return {"perf/checkpoint_seconds": saved.seconds, "perf/checkpoint_stall": saved.stall}
+
+    def _finish(self, stop: str) -> None:
+        """Wait for the last checkpoint."""
+        self.watchdog.at(self.step, "save")
+        saved = self.checkpoints.wait()
+        self.checkpoints.close()
+        if saved and saved.error:
+            raise UserError(
+                f"the last checkpoint, after step {saved.step}, could not be written: "
+                f"{saved.error}; make room, then run the same command again"
+            )
+        if stop:
+            self.reporter.message(
+                f"stopped by {stop} after step {self.step:,}, saved; the same command goes on"
+            )
+        distributed.barrier()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -25,7 +26,8 @@ from vlp.data.image import open_rgb
 from vlp.data.index import open_shards
 from vlp.models.hub import load_pretrained
 from vlp.reporting import read_metrics, rewind
-from vlp.trainer import Config, Trainer
+from vlp.settings import Config
+from vlp.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -188,8 +190,7 @@ def test_learns_the_same_with_stochastic_depth_after_resume(home: Path) -> None:
     overrides = ["model.image.drop_path=0.3", "data.workers=0"]
     train(home, "name=whole", *overrides)
     train(home, "name=cut", *overrides)
-    for path in (home / "runs" / "cut" / "checkpoints").glob("*12.pt"):
-        path.unlink()  # as if killed after step 8
+    shutil.rmtree(home / "runs/cut/checkpoints/step-000000012")  # as if killed after step 8
     train(home, "name=cut", *overrides)
     assert numbers(home, "cut") == numbers(home, "whole")
 
@@ -248,30 +249,14 @@ def test_reports_rewind_to_the_checkpoint(tmp_path: Path) -> None:
     rewind(tmp_path / "absent.jsonl", 2)
 
 
-def test_checkpoints_are_rotated_and_whole(tmp_path: Path) -> None:
-    (tmp_path / "step-000000001.tmp").write_bytes(b"half written by a killed process")
-    for step in (2, 4, 6):
-        checkpoint.save(tmp_path, step, {"step": step, "model": {"w": torch.ones(2)}}, keep=2)
-    assert checkpoint.steps(tmp_path) == [4, 6]
-    assert not list(tmp_path.glob("*.tmp"))
-    path, state = checkpoint.load(tmp_path, 6)
-    assert state["step"] == 6
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"step-000000006.pt: not readable .*; delete it to resume"):
-        checkpoint.load(tmp_path, 6)
-    path.write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00exit\x85R.")  # a hostile pickle
-    with pytest.raises(UserError, match="not readable"):
-        checkpoint.load(tmp_path, 6)
-
-
 def test_checkpoint_of_another_architecture(home: Path) -> None:
     train(home, "data.workers=0")
     with pytest.raises(UserError) as caught:
         train(home, "data.workers=0", "model.text.layers=3")
-    assert "step-000000012.pt: weights of another architecture (16 missing: text." in str(
+    assert "step-000000012: of another model or optimiser (64 missing: model.text." in str(
         caught.value
     )
-    with pytest.raises(UserError, match=r"of another shape: .*model settings that they were made"):
+    with pytest.raises(UserError, match=r"of another shape: .*settings that it was made with"):
         train(home, "data.workers=0", "model.embed_dim=16")
 
 

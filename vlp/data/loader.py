@@ -18,6 +18,7 @@ from vlp.data.augment import AugmentConfig, augment
 from vlp.data.image import ImageError, center_pixels, decode_crop, open_rgb
 from vlp.data.index import CacheConfig, RawSample, ShardFolder, Verify, open_shards, splits
 from vlp.data.order import Order, Positions, Source, generator
+from vlp.data.schedule import BatchSchedule
 from vlp.data.text import CaptionTokenizer, PackedText
 from vlp.data.workers import Batches, Guarded, start_worker
 
@@ -310,22 +311,28 @@ class EvaluationSamples(Dataset[Batch]):
 class RankPositions(Sampler[list[int]]):
     """The positions of one rank's part of each global batch, from a step on."""
 
-    def __init__(self, first_step: int, last_step: int, batch: int, rank: int, ranks: int) -> None:
-        if batch % ranks:
-            raise UserError(
-                f"train.batch_size={batch} is not divisible by {ranks} processes; "
-                f"set train.batch_size={-(-batch // ranks) * ranks} or use another --nproc-per-node"
-            )
-        self.steps = range(first_step, last_step)
-        self.batch, self.local, self.rank = batch, batch // ranks, rank
+    def __init__(
+        self, first_step: int, last_step: int, batch: int | BatchSchedule, rank: int, ranks: int
+    ) -> None:
+        """Steps `first_step` to `last_step` - 1 of one batch size, or of a schedule of sizes."""
+        self.schedule = BatchSchedule.constant(batch) if isinstance(batch, int) else batch
+        for stage in self.schedule.stages:
+            if stage.batch % ranks:
+                raise UserError(
+                    f"train.batch_size={stage.batch} is not divisible by {ranks} processes; "
+                    f"set train.batch_size={-(-stage.batch // ranks) * ranks} or use another "
+                    "--nproc-per-node"
+                )
+        self.steps, self.rank, self.ranks = range(first_step, last_step), rank, ranks
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            start = step * self.batch + self.rank * self.local
-            yield list(range(start, start + self.local))
+            local = self.schedule.batch(step) // self.ranks
+            start = self.schedule.position(step) + self.rank * local
+            yield list(range(start, start + local))
 
 
 def batches(

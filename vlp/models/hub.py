@@ -16,6 +16,7 @@ this.
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,13 @@ class Pretrained:
 
 
 def save_pretrained(
-    folder: str | Path, model: DualEncoder, config: ModelConfig, tokenizer: CaptionTokenizer
+    folder: str | Path,
+    model: DualEncoder | Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    tokenizer: CaptionTokenizer,
 ) -> None:
-    """Write a model folder. Each file is replaced at once, the weights last."""
+    """Write a model, or its state dict, as a folder. Each file is replaced at once, the weights
+    last."""
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
@@ -74,7 +79,8 @@ def save_pretrained(
         _write_json(folder / "config.json", config.text.hugging_face(tokenizer.pad_id))
     end_id = int(tokenizer([""]).input_ids[-1])
     _write_json(folder / CONFIG, open_clip_config(config, str(folder), end_id))
-    weights = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
+    state = model.state_dict() if isinstance(model, DualEncoder) else model
+    weights = {key: value.detach().contiguous().cpu() for key, value in state.items()}
     save_file(weights, folder / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
     (folder / (WEIGHTS + ".tmp")).chmod(0o644)  # safetensors makes it private to its owner
     os.replace(folder / (WEIGHTS + ".tmp"), folder / WEIGHTS)
