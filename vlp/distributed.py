@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vlp.config import UserError
+
 T = TypeVar("T")
 
 
@@ -145,6 +147,17 @@ def cpu_group() -> dist.ProcessGroup | None:
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)  # every rank is a member
     return group
+
+
+def lost_rank(error: RuntimeError) -> UserError | None:
+    """What the error of a collective operation says about another process; None if nothing."""
+    text = str(error)
+    if not isinstance(error, dist.DistError) and "onnection" not in text:
+        return None
+    return UserError(
+        f"another process of the run is gone, or can't be reached ({text.splitlines()[0]}); its "
+        "own output says why; start again to go on from the last checkpoint"
+    )
 
 
 def barrier() -> None:

@@ -5,7 +5,7 @@ Parameters, gradients and optimiser are fp32 in both; the towers compute under a
 communication. For towers of BiomedCLIP's size copies are faster; shards are for larger ones.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -52,6 +52,24 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def settle(model: DistributedDataParallel, one_pass: Callable[[], None]) -> None:
+    """Let DDP arrange its buckets before the first step.
+
+    It does so after its first backward, and the arrangement decides in which order more than two
+    ranks are summed: without this, a run that was resumed would differ in the last bits.
+
+    Args:
+        model: the copies.
+        one_pass: forward and backward of any batch, which leaves no gradients.
+    """
+    if distributed.size() < 3:
+        return
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    one_pass()
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
 
 
 def is_sharded(model: nn.Module) -> bool:

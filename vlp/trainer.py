@@ -1,21 +1,27 @@
 """The trainer, in running order: build, resume, step, report, evaluate, save."""
 
-import dataclasses
 import itertools
 import math
-import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vlp import distributed, parallel, state
+from vlp.build import (
+    build_autocast,
+    build_model,
+    build_tokenizer,
+    distribute,
+    with_vocabulary,
+)
 from vlp.checkpoint import Checkpoints, Saved
 from vlp.config import UserError, save_config, to_dict
 from vlp.data.device import on_device
@@ -23,20 +29,24 @@ from vlp.data.image import Normalise
 from vlp.data.loader import Batch, Mixture, RankPositions, TrainSamples, batches
 from vlp.data.order import generator
 from vlp.data.schedule import BatchSchedule
-from vlp.data.text import CaptionTokenizer, PackedText, train_wordpiece
+from vlp.data.text import PackedText
+from vlp.data.workers import lost_worker
 from vlp.ema import EMA
 from vlp.flops import peak_flops, step_flops
 from vlp.grad_cache import cached_step, split_batch
 from vlp.interrupt import Interrupt
 from vlp.losses import contrastive_loss
-from vlp.models.dual_encoder import DualEncoder, Features
+from vlp.models.dual_encoder import Features
 from vlp.models.hub import save_pretrained
-from vlp.models.init import initialise
 from vlp.optim import adamw, learning_rate
 from vlp.reporting import Costs, NullReporter, Reporter, Window
 from vlp.settings import Config
 from vlp.validation import Evaluate, Validation
+from vlp.watch import show_retrieved
 from vlp.watchdog import Watchdog
+
+Score = Callable[[Path], dict[str, float]]
+"""Folder of a model -> scores by name."""
 
 LEAST_SAMPLES = 1000
 """Broken samples are counted against at least so many, so that a first bad one stops nothing."""
@@ -53,21 +63,25 @@ class StepResult(NamedTuple):
 class Trainer:
     """Trains a dual encoder on a mixture of shard folders."""
 
-    def __init__(self, config: Config, evaluate: Evaluate | None = None) -> None:
+    def __init__(
+        self, config: Config, evaluate: Evaluate | None = None, score: Score | None = None
+    ) -> None:
         """Build everything; nothing is trained yet.
+
+        Args:
+            config: the settings.
+            evaluate: scores features of the validation split.
+            score: scores a model folder; called on rank 0.
 
         Raises:
             UserError: data, tokenizer or checkpoint don't fit the configuration.
         """
         train = config.train
         self.world = distributed.start(train.device, 2 * train.timeout)
-        self.evaluate = evaluate
+        self.evaluate, self.score = evaluate, score
         self.mixture = Mixture.open(config.data, config.seed)
-        self.tokenizer = self._tokenizer(config)
-        text = dataclasses.replace(config.model.text, vocab_size=self.tokenizer.vocab_size)
-        self.config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, text=text)
-        )
+        self.tokenizer = build_tokenizer(config, self.mixture, self.world)
+        self.config = config = with_vocabulary(config, self.tokenizer)
         self.schedule = BatchSchedule(
             train.batch_size,
             train.batch_schedule,
@@ -75,53 +89,23 @@ class Trainer:
             train.epochs,
             train.steps,
         )
-        self.validation = Validation(self.config, self.tokenizer, self.world)
+        self.positions = partial(
+            RankPositions, batch=self.schedule, rank=self.world.rank, ranks=self.world.size
+        )
+        self.positions(0, 0)  # batches that the ranks can't share are refused now
+        self.validation = Validation(config, self.tokenizer, self.world)
 
-        torch.manual_seed(config.seed)  # the same weights on every rank
-        model = DualEncoder(self.config.model, self.tokenizer.pad_id)
-        initialise(model, self.config.model, self.tokenizer)
-        self.model = model.to(self.world.device)
-        self.parallel = self._parallelise()
+        self.model = build_model(config, self.tokenizer, self.world)
+        self.parallel = distribute(self.model, config, self.world)
+        self.autocast = build_autocast(config, self.world)
+        self.normalise = Normalise(
+            config.model.image.mean, config.model.image.std, self.world.device
+        )
         self.optimizer = adamw(self.model, config.optimizer)
         self.average = EMA(self.model, train.ema_decay) if train.ema_decay else None
         self.window, self.damaged = Window(0, self._costs()), list[str]()
         self.checkpoints = Checkpoints(config.folder / "checkpoints", train.keep_checkpoints)
         self.step = self._resume()
-        image = config.model.image
-        self.normalise = Normalise(image.mean, image.std, self.world.device)
-        self.autocast = self._autocast()
-
-    # -- build ----------------------------------------------------------------------------------
-
-    def _tokenizer(self, config: Config) -> CaptionTokenizer:
-        """The one configured, or a vocabulary trained on the training captions, once per run."""
-        text = config.model.text
-        folder = Path(text.tokenizer or config.folder / "tokenizer")
-        if not text.tokenizer and self.world.is_main and not folder.exists():
-            unfinished = folder.with_name("tokenizer.tmp")
-            train_wordpiece(self.mixture.captions(), text.vocab_size, unfinished)
-            os.replace(unfinished, folder)
-        distributed.barrier()
-        return CaptionTokenizer(folder, text.context_length)
-
-    def _parallelise(self) -> nn.Module:
-        """The model as it is trained: checkpointed, compiled, copied or sharded by settings."""
-        train = self.config.train
-        if train.activation_checkpointing:
-            self.model.set_grad_checkpointing(True)
-        if train.compile:
-            self.model.compile_towers()
-        if train.parallel == "fsdp":
-            return parallel.shard(self.model, self.world)
-        return parallel.replicate(self.model, self.world)
-
-    def _autocast(self) -> torch.autocast:
-        device, precision = self.world.device.type, self.config.train.precision
-        if precision == "auto":
-            half = device == "cuda" and torch.cuda.is_bf16_supported()
-        else:
-            half = precision == "bf16"
-        return torch.autocast(device, torch.bfloat16, enabled=half)
 
     def _costs(self) -> Costs:
         """For the shares of the device's work and memory that are reported."""
@@ -178,52 +162,42 @@ class Trainer:
             UserError: a loss that is not finite, too many broken samples, no room for the last
                 checkpoint.
         """
-        train, stop = self.config.train, ""
         stacks = self.config.folder / "stacks"
-        with (
-            self._reporter() as self.reporter,
-            Watchdog(self.world, train.timeout, stacks) as self.watchdog,
-            Interrupt() as interrupt,
-        ):
-            self._announce()
-            self._settle()
-            self.window.restart(self.step)
-            self.last_save = time.monotonic()
-            for batch, moved in self._timed(self._train_batches()):
-                result = self._train_step(moved)
-                self.step += 1
-                self.window.add(self.step, batch, result.loss)
-                self.reporter.advance(self.step)
-                self._report(result)
-                overdue = 0 < train.checkpoint_minutes * 60 < time.monotonic() - self.last_save
-                wanted, stop = interrupt.agreed(overdue)
-                if wanted or self._due(train.checkpoint_every):
-                    self._save()
-                if stop:
-                    break
-            self._finish(stop)
+        try:
+            with (
+                self._reporter() as self.reporter,
+                Watchdog(self.world, self.config.train.timeout, stacks) as self.watchdog,
+                Interrupt() as interrupt,
+            ):
+                self._announce()
+                if isinstance(self.parallel, DistributedDataParallel):
+                    parallel.settle(self.parallel, self._pass)
+                stop = self._run(interrupt)
+                self._finish(stop)
+        except RuntimeError as error:
+            # A loader process or a rank that dies can make any line fail.
+            raise lost_worker(error) or distributed.lost_rank(error) or error from None
         return not stop
 
-    def _settle(self) -> None:
-        """Let DDP arrange its buckets before the first step.
-
-        It does so after the first backward, and the arrangement decides in which order more than
-        two ranks are summed: without this, a run that was resumed would differ in the last bits.
-        """
-        if not isinstance(self.parallel, DistributedDataParallel) or self.world.size < 3:
-            return
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        count = self.schedule.batch(self.step) // self.world.size
-        size, tokens = self.config.model.image.size, 8
-        text = PackedText(
-            torch.zeros(count * tokens, dtype=torch.int64),
-            torch.arange(0, count * tokens + 1, tokens, dtype=torch.int32),
-            self.tokenizer.context_length,
-        )
-        self._gradients(Batch(torch.zeros(count, 3, size, size, dtype=torch.uint8), text, [], []))
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+    def _run(self, interrupt: Interrupt) -> str:
+        """The loop; returns the signal that ended it, or "" after the last step."""
+        train = self.config.train
+        self.window.restart(self.step)
+        last_save = time.monotonic()
+        for batch, moved in self._timed(self._train_batches()):
+            result = self._train_step(moved)
+            self.step += 1
+            self.window.add(self.step, batch, result.loss)
+            self.reporter.advance(self.step)
+            self._report(result)
+            overdue = 0 < train.checkpoint_minutes * 60 < time.monotonic() - last_save
+            wanted, stop = interrupt.agreed(overdue)
+            if wanted or self._due(train.checkpoint_every):
+                self._save()
+                last_save = time.monotonic()
+            if stop:
+                return stop
+        return ""
 
     def _due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the last, happens now."""
@@ -231,9 +205,7 @@ class Trainer:
 
     def _train_batches(self) -> Iterator[tuple[Batch, Batch]]:
         """Batches as they are loaded, and on their way to the device."""
-        positions = RankPositions(
-            self.step, self.schedule.steps, self.schedule, self.world.rank, self.world.size
-        )
+        positions = self.positions(self.step, self.schedule.steps)
         data, size = self.config.data, self.config.model.image.size
         samples = TrainSamples(self.mixture, self.tokenizer, size, data.crop_scale, data.augment)
         pin = self.world.device.type == "cuda"
@@ -296,6 +268,18 @@ class Trainer:
                 self.normalise(images), text.to(self.world.device, non_blocking=True)
             )
 
+    def _pass(self) -> None:
+        """A forward and backward pass of the next step's size, of which nothing remains."""
+        count = self.schedule.batch(self.step) // self.world.size
+        size, tokens = self.config.model.image.size, 8
+        text = PackedText(
+            torch.zeros(count * tokens, dtype=torch.int64),
+            torch.arange(0, count * tokens + 1, tokens, dtype=torch.int32),
+            self.tokenizer.context_length,
+        )
+        self._gradients(Batch(torch.zeros(count, 3, size, size, dtype=torch.uint8), text, [], []))
+        self.optimizer.zero_grad(set_to_none=True)
+
     # -- report ---------------------------------------------------------------------------------
 
     def _reporter(self) -> NullReporter:
@@ -354,6 +338,7 @@ class Trainer:
                 **(self._outcome(saved) if saved else {}),
             },
         )
+        self.reporter.histogram(self.step, "data/caption_tokens", self.window.caption_tokens())
         self.window.restart(self.step)
 
     def _check(self) -> None:
@@ -378,14 +363,26 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Score the validation split, with the averaged weights where there are any."""
-        if self.evaluate is None:
-            return
         self.watchdog.at(self.step, "evaluate")
+        if self.evaluate is not None:
+            with self._averaged():
+                found = self.validation.embed(self.model, self.autocast)
+            if found is not None:
+                scores = self.evaluate(found.image, found.text)
+                self.reporter.log(self.step, {f"val/{key}": value for key, value in scores.items()})
+                show_retrieved(self.reporter, self.step, self.validation.samples, found)
+        if self.config.train.suite:
+            self._score_suite()
+
+    def _score_suite(self) -> None:
+        """Score a suite of eval with the model as it is now."""
         with self._averaged():
-            pairs = self.validation.embed(self.model, self.autocast)
-        if pairs is not None:
-            scores = self.evaluate(*pairs)
-            self.reporter.log(self.step, {f"val/{key}": value for key, value in scores.items()})
+            weights = parallel.whole_weights(self.model)
+        if self.score is None:
+            return
+        with tempfile.TemporaryDirectory(dir=self.config.folder, prefix="scored-") as folder:
+            save_pretrained(folder, weights, self.config.model, self.tokenizer)
+            self.reporter.log(self.step, self.score(Path(folder)))
 
     def _averaged(self) -> AbstractContextManager[None]:
         return self.average.applied(self.model) if self.average else nullcontext()
@@ -408,7 +405,6 @@ class Trainer:
             {"identity": self._identity(), "broken": self.window.broken_total},
             export=partial(save_pretrained, folder, weights, self.config.model, self.tokenizer),
         )
-        self.last_save = time.monotonic()
         self.window.restart(self.step)
 
     def _tensors(self) -> dict[str, Tensor]:
