@@ -120,7 +120,7 @@ def test_the_folder_that_open_clip_loads(
 
 
 def test_named_models_bring_clips_tokenizer() -> None:
-    assert tokenizer_source(dataclasses.replace(MODEL, init="ViT-B-16/openai")) == "clip"
+    assert tokenizer_source(dataclasses.replace(MODEL, init="ViT-B-16@openai")) == "clip"
     assert tokenizer_source(MODEL) == ""
 
 

@@ -244,15 +244,24 @@ def test_siglip_from_infonce(source: Path) -> None:
 @pytest.mark.parametrize(
     ("init", "message"),
     [
-        ("nowhere", "neither a folder nor an open_clip model NAME/PRETRAINED; hf-hub:ORG/NAME"),
-        ("ViT-B-16", "neither a folder nor an open_clip model NAME/PRETRAINED; ViT-B-16 has: open"),
-        ("ViT-B-16/openia", "ViT-B-16 has: openai, laion400m_e31"),
+        ("nowhere", "neither a folder nor an open_clip model NAME@PRETRAINED; hf-hub:ORG/NAME"),
+        ("ViT-B-16", "neither a folder nor an open_clip model NAME@PRETRAINED; ViT-B-16 has: open"),
+        ("ViT-B-16@openia", "ViT-B-16 has: openai, laion400m_e31"),
     ],
 )
 def test_unknown_sources(init: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         start(dataclasses.replace(MODEL, init=init), make_tokenizer(tmp_path / "tok"))
     assert message in str(caught.value)
+
+
+def test_a_checkpoint_is_for_resuming(source: Path, tmp_path: Path) -> None:
+    folder = source.parent / "checkpoints" / "step-000000003"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        start(dataclasses.replace(MODEL, init=str(folder)), make_tokenizer(tmp_path / "tok"))
+    assert str(caught.value).endswith(f"to start another run from are in {source}")
 
 
 def test_one_source_for_a_tower() -> None:

@@ -191,13 +191,23 @@ def test_flash_equals_the_fallback() -> None:
     """bf16 inputs have 8 bits; both sides accumulate in fp32, so 0.02 of values of size 1."""
     lengths = [3, 1, 77, 256, 12]
     cu = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).cuda()
-    q, k, v = torch.randn(3, sum(lengths), 4, 64, device="cuda", dtype=torch.bfloat16)
-    want = attend(q.float(), k.float(), v.float(), plan(cu, 256, torch.float32))
-    got = attend(q, k, v, plan(cu, 256, torch.bfloat16))
-    assert (got.float() - want).abs().max() <= 0.02
-    firsts = plan(cu, 256, torch.bfloat16).firsts
-    one = attend(q[firsts], k, v, plan(cu, 256, torch.bfloat16), one_query=True)
-    assert (one.float() - want[firsts]).abs().max() <= 0.02
+    half, exact = plan(cu, 256, torch.bfloat16), plan(cu, 256, torch.float32)
+    drawn = torch.randn(3, sum(lengths), 4, 64, device="cuda", dtype=torch.bfloat16)
+    for options, rows in (
+        ({}, slice(None)),
+        ({"causal": True}, slice(None)),
+        ({"one_query": True}, half.firsts),  # where cuDNN may choose a kernel for decoding
+    ):
+        leaves = [x.clone().requires_grad_() for x in drawn]
+        wanted = [x.float().requires_grad_() for x in drawn]
+        got = attend(leaves[0][rows], *leaves[1:], half, **options)
+        want = attend(wanted[0][rows], *wanted[1:], exact, **options)
+        assert (got.float() - want).abs().max() <= 0.02
+        upstream = torch.randn_like(want)
+        (got.float() * upstream).sum().backward()
+        (want * upstream).sum().backward()
+        for mine, other in zip(leaves, wanted, strict=True):
+            assert (mine.grad.float() - other.grad).abs().max() <= 0.02 * other.grad.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class ModelConfig:
 
     init: str = ""
     """Model to start from, of the architecture configured here: a model folder, `hf-hub:ORG/NAME`,
-    or an open_clip model as `NAME/PRETRAINED`. Its tokenizer is taken, too, if
+    or an open_clip model as `NAME@PRETRAINED`. Its tokenizer is taken, too, if
     model.text.tokenizer is empty."""
     embed_dim: int = 512
     """Size of the shared space."""

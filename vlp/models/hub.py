@@ -203,10 +203,15 @@ def fetch(source: str) -> Path | None:
         None for anything that is neither a folder nor on a hub.
 
     Raises:
-        UserError: the hub doesn't have it or can't be reached.
+        UserError: a checkpoint; or the hub doesn't have it or can't be reached.
     """
     if not source.startswith(HUB):
         folder = Path(source)
+        if (folder / "checkpoint.json").is_file():
+            raise UserError(
+                f"{source}: a checkpoint, which its own run resumes from; the weights to start "
+                f"another run from are in {folder.parent.parent / 'model'}"
+            )
         # A run's folder stands for the model in it.
         within = folder / "model"
         return within if (within / CONFIG).is_file() else folder if folder.is_dir() else None

@@ -75,13 +75,13 @@ def _load_all(model: DualEncoder, weights: dict[str, Tensor], origin: str) -> No
 
 
 def _from_open_clip(model: DualEncoder, config: ModelConfig) -> None:
-    """open_clip's NAME/PRETRAINED, whose image tower is renamed as timm's."""
-    name, _, tag = config.init.partition("/")
+    """open_clip's NAME@PRETRAINED, whose image tower is renamed as timm's."""
+    name, _, tag = config.init.partition("@")
     if (name, tag) not in open_clip.list_pretrained():
         tags = open_clip.list_pretrained_tags_by_model(name)
         hint = f"{name} has: {', '.join(tags)}" if tags else f"{HUB}ORG/NAME for a hub's"
         raise UserError(
-            f"model.init={config.init}: neither a folder nor an open_clip model NAME/PRETRAINED; "
+            f"model.init={config.init}: neither a folder nor an open_clip model NAME@PRETRAINED; "
             f"{hint}"
         )
     try:
