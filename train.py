@@ -10,19 +10,34 @@ one of its processes has not ended with 0.
 import os
 import time
 
+from eval.in_training import SuiteScorer
 from eval.retrieval import recall
 from vlp import distributed
 from vlp.config import UserError, load_config, run_program
+from vlp.dry_run import dry_run
 from vlp.interrupt import STOPPED
 from vlp.settings import Config
 from vlp.trainer import Trainer
+
+
+def _scorer(config: Config) -> SuiteScorer | None:
+    """What scores the suite of the configuration; it is checked here, before training."""
+    train = config.train
+    if not train.suite or os.environ.get("RANK", "0") != "0":
+        return None
+    return SuiteScorer(train.suite, train.suite_data, train.device)
 
 
 def main(argv: list[str]) -> None:
     """Train to the end, and say where the model is."""
     try:
         config = load_config(Config, argv, "torchrun --nproc-per-node N train.py")
-        trainer = Trainer(config, evaluate=recall)
+        trainer = Trainer(config, evaluate=recall, score=_scorer(config))
+        if config.train.dry_run:
+            for line in dry_run(trainer):
+                if trainer.world.is_main:
+                    print(line)
+            return
         if not trainer.fit():
             raise SystemExit(STOPPED)
         if trainer.world.is_main:

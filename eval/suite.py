@@ -1,7 +1,7 @@
 """A suite from its configuration to its results: check everything, embed once, score."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ class Run:
     """How to repeat it."""
     model: "Model"
     out: Path
-    tasks: dict[str, TaskRun] = field(default_factory=dict)
+    tasks: dict[str, TaskRun]
 
 
 def run_suite(config: EvalConfig, suite: str, command: str) -> Run:
@@ -61,10 +61,7 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run:
         UserError: a suite, data or model that doesn't fit; all of the suite is checked before the
             model is loaded.
     """
-    tasks = chosen_tasks(config, suite)
-    datasets = _open_datasets(tasks, Path(config.data_root), suite)
-    for name, task in tasks.items():
-        KINDS[task.kind].check(f"{suite}: tasks.{name}", task, datasets[task.data])
+    tasks, datasets = prepare(config, suite)
 
     # open_clip takes seconds to import: a mistake in the suite is told before.
     from eval.model import load_model
@@ -73,22 +70,46 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run:
     out = Path(config.out) if config.out else default_out(model, config.name)
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / "config.yaml")
-    run = Run(config, suite, command, model, out)
+    cache = Path(config.cache) if config.cache else out / "cache"
     with _progress() as progress:
-        cache = Path(config.cache) if config.cache else out / "cache"
         embedder = Embedder(model, cache, config.batch_size, config.workers, progress)
-        features: dict[str, ImageFeatures] = {}
-        for data, dataset in datasets.items():
-            # Tasks that differ in their labels only share the images, hence the pass.
-            if dataset.fingerprint not in features:
-                features[dataset.fingerprint] = embedder.images(dataset, data.path)
-        for name, task in tasks.items():
-            dataset = datasets[task.data]
-            images = features[dataset.fingerprint]
-            inputs = Inputs(task, dataset, images, embedder, name, config.seed, config.replicates)
-            result = KINDS[task.kind].evaluate(inputs)
-            run.tasks[name] = TaskRun(task, dataset, images, result)
-    return run
+        scored = score(config, tasks, datasets, embedder)
+    return Run(config, suite, command, model, out, scored)
+
+
+def prepare(
+    config: EvalConfig, suite: str
+) -> tuple[dict[str, TaskConfig], dict[DataConfig, Dataset]]:
+    """The tasks of a suite and their data, checked; no model is needed.
+
+    Raises:
+        UserError: a suite or data that don't fit.
+    """
+    tasks = chosen_tasks(config, suite)
+    datasets = _open_datasets(tasks, Path(config.data_root), suite)
+    for name, task in tasks.items():
+        KINDS[task.kind].check(f"{suite}: tasks.{name}", task, datasets[task.data])
+    return tasks, datasets
+
+
+def score(
+    config: EvalConfig,
+    tasks: dict[str, TaskConfig],
+    datasets: dict[DataConfig, Dataset],
+    embedder: Embedder,
+) -> dict[str, TaskRun]:
+    """Score what `prepare` gave; tasks that differ in their labels only share the images' pass."""
+    features: dict[str, ImageFeatures] = {}
+    for data, dataset in datasets.items():
+        if dataset.fingerprint not in features:
+            features[dataset.fingerprint] = embedder.images(dataset, data.path)
+    runs = {}
+    for name, task in tasks.items():
+        dataset = datasets[task.data]
+        images = features[dataset.fingerprint]
+        inputs = Inputs(task, dataset, images, embedder, name, config.seed, config.replicates)
+        runs[name] = TaskRun(task, dataset, images, KINDS[task.kind].evaluate(inputs))
+    return runs
 
 
 def default_out(model: "Model", suite: str) -> Path:

@@ -216,6 +216,11 @@ class Window:
             rates |= _shares(self.costs, lengths, seconds)
         return rates
 
+    def caption_tokens(self) -> list[int]:
+        """Lengths of the captions of this rank."""
+        found: list[int] = torch.cat(self.lengths).tolist()
+        return found
+
     def check_finite(self) -> None:
         """Stop at a loss that is not a number, and name its step and samples."""
         bad = (~torch.stack(self.losses).isfinite()).nonzero().flatten().tolist()

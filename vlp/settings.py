@@ -49,6 +49,11 @@ class TrainConfig:
     """Steps between evaluations on the validation split; 0: only at the end."""
     validation_samples: int = 8192
     """Pairs of the validation split that are evaluated, the first ones."""
+    suite: str = ""
+    """Suite of `python -m eval` (configs/eval/*.yaml) that is scored at every evaluation, by rank 0
+    while the others wait: keep it small, it must take less than `timeout`. Empty: none."""
+    suite_data: str = "."
+    """Its data_root."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is always written at the end."""
     checkpoint_minutes: float = 0.0

@@ -252,15 +252,15 @@ class Trainer:
         share = partial(contrastive_loss, config=self.config.loss)
         if 0 < micro < len(batch.images):
             chunks = split_batch(batch.images, batch.text, micro)
-            loss = cached_step(self._features, chunks, share, self.parallel)
+            loss = cached_step(self.features, chunks, share, self.parallel)
         else:
-            loss = share(self._features((batch.images, batch.text)))
+            loss = share(self.features((batch.images, batch.text)))
             self.watchdog.at(self.step, "backward")
             loss.backward()
         parallel.reduce_whole(self.model)
         return loss.detach()
 
-    def _features(self, pairs: tuple[Tensor, PackedText]) -> Features:
+    def features(self, pairs: tuple[Tensor, PackedText]) -> Features:
         """uint8 images [b, 3, H, W] and their captions through the towers."""
         images, text = pairs
         with self.autocast:

@@ -1,5 +1,6 @@
 """Features of the validation split, for the scores during training."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,6 +12,7 @@ from vlp.data.loader import Batch, EvaluationSamples, batches
 from vlp.data.text import CaptionTokenizer
 from vlp.distributed import World
 from vlp.settings import Config
+from vlp.watch import Embedded, whole_places
 
 Evaluate = Callable[[Tensor, Tensor], dict[str, float]]
 """Normalised image and text features [N, D] of N pairs -> scores by name."""
@@ -33,8 +35,8 @@ class Validation:
         self.parts = [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
     @torch.no_grad()
-    def embed(self, model: nn.Module, autocast: torch.autocast) -> tuple[Tensor, Tensor] | None:
-        """Normalised features of images and captions, each [N, D], on rank 0's CPU.
+    def embed(self, model: nn.Module, autocast: torch.autocast) -> Embedded | None:
+        """The features, on rank 0.
 
         None where there is nothing to embed, and on the other ranks, which help.
         """
@@ -42,23 +44,24 @@ class Validation:
             return None
         model.eval()
         embedded = []
-        for batch in self._batches():
+        for part, batch in self._batches():
             with autocast:
                 features = model(self.normalise(batch.images), batch.text.to(self.world.device))
-            embedded.append((features.image.cpu(), features.text.cpu()))
+            places = whole_places(self.samples, part, batch)
+            embedded.append((features.image.cpu(), features.text.cpu(), places))
         model.train()
         ranks = distributed.gather_objects(embedded)
         if not self.world.is_main:
             return None
         # The part with number i was the turn i // size of rank i % size.
         parts = [ranks[i % len(ranks)][i // len(ranks)] for i in range(len(self.parts))]
-        images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
-        return images, texts
+        images, texts, found = zip(*parts, strict=True)
+        return Embedded(torch.cat(images), torch.cat(texts), list(itertools.chain(*found)))
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[tuple[list[int], Batch]]:
         """This rank's parts. All ranks get as many, since sharded models compute together: who
         would have one less takes the first part again, in vain."""
         rank, ranks = self.world.rank, self.world.size
         turns = range(rank, -(-len(self.parts) // ranks) * ranks, ranks)
         mine = [self.parts[i if i < len(self.parts) else 0] for i in turns]
-        yield from batches(self.samples, mine, self.data)
+        yield from zip(mine, batches(self.samples, mine, self.data), strict=True)

@@ -20,6 +20,20 @@ SIDE = 160
 """Pixels of a figure in the table."""
 
 
+class Embedded(NamedTuple):
+    """The validation split, embedded.
+
+    Attributes:
+        image: normalised features of figures [N, D], on the CPU.
+        text: normalised features of their captions [N, D].
+        places: of each row, its sample's place in the split; broken samples have no row.
+    """
+
+    image: Tensor
+    text: Tensor
+    places: list[int]
+
+
 class Answer(NamedTuple):
     """What one caption finds.
 
@@ -62,8 +76,7 @@ def show_retrieved(
     reporter: NullReporter,
     step: int,
     samples: EvaluationSamples,
-    places: Sequence[int],
-    features: tuple[Tensor, Tensor],
+    embedded: Embedded,
 ) -> None:
     """Report the table `val/retrieved`: caption, its figure, its rank, the figures that it finds.
 
@@ -71,13 +84,13 @@ def show_retrieved(
         reporter: does nothing with it unless it takes tables.
         step: steps that were taken.
         samples: the validation split.
-        places: of each row of the features, its sample's place in `samples` [N].
-        features: of figures and of captions, normalised, [N, D] each.
+        embedded: its features.
     """
     if not reporter.takes_tables:
         return
     rows: list[list[str | float | Image.Image]] = []
-    for answer in answers(*features, spread(len(places))):
+    places = embedded.places
+    for answer in answers(embedded.image, embedded.text, spread(len(places))):
         caption, figure = _sample(samples, places[answer.query])
         found = [_sample(samples, places[row])[1] for row in answer.found]
         rows.append([caption, figure, answer.rank, *found])

@@ -16,6 +16,7 @@ from eval import report
 from eval.__main__ import main
 from eval.classification import label_of
 from eval.config import EvalConfig, chosen_tasks
+from eval.in_training import SuiteScorer
 from eval.readers import open_dataset
 from eval.suite import KINDS, default_out, run_suite
 from eval.tasks import keep
@@ -122,6 +123,25 @@ def test_the_second_run_gives_the_same_numbers(root: Path, model: Path) -> None:
     assert first == again
     fresh = run_program(root, model, f"cache={root / 'elsewhere'}")["tasks"]
     assert first == fresh
+
+
+def test_scores_in_training_are_those_of_the_program(root: Path, model: Path) -> None:
+    want = run_program(root, model)["tasks"]
+    scorer = SuiteScorer(str(root / "suite.yaml"), str(root), "cpu")
+    found = scorer(model)
+    assert found == scorer(model)
+    tasks = {name: task["headline"] for name, task in want.items()}
+    assert found == {
+        f"zero_shot/{name}/{key}": want[name]["scores"][key]["value"]
+        for name, keys in tasks.items()
+        for key in keys
+    }
+
+
+def test_scores_in_training_are_checked_before_there_is_a_model(root: Path, model: Path) -> None:
+    suite_config(root, model, TASKS)
+    with fails("nowhere"):
+        SuiteScorer(str(root / "suite.yaml"), str(root / "nowhere"), "cpu")
 
 
 def test_examples_of_retrieval_show_the_right_answer(root: Path, model: Path) -> None:

@@ -12,14 +12,18 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tests.shard_factory import make_samples, write_shards
+from eval.retrieval import recall
+from tests.shard_factory import make_samples, make_shards, write_shards
 from tests.vlp.tiny import make_tokenizer
-from vlp.config import UserError
+from vlp.config import UserError, load_config
+from vlp.curves import read_metrics
 from vlp.data.index import open_shards
 from vlp.data.loader import Batch, EvaluationSamples
 from vlp.data.text import PackedText
 from vlp.reporting import Costs, NullReporter, ReportConfig, Reporter, Rows, Window
-from vlp.watch import answers, show_retrieved, spread, whole_places
+from vlp.settings import Config
+from vlp.trainer import Trainer
+from vlp.watch import Embedded, answers, show_retrieved, spread, whole_places
 
 
 class Tables(NullReporter):
@@ -61,7 +65,7 @@ def test_spread() -> None:
 def test_table_of_retrieved_figures(samples: EvaluationSamples) -> None:
     reporter = Tables()
     places = [0, 2, 4, 7]  # others were broken
-    show_retrieved(reporter, 3, samples, places, (torch.eye(4), torch.eye(4)))
+    show_retrieved(reporter, 3, samples, Embedded(torch.eye(4), torch.eye(4), places))
     columns, rows = reporter.tables["val/retrieved"]
     assert columns == ["caption", "its figure", "rank", "found 1", "found 2", "found 3"]
     captions = [folder.caption(n) for folder in samples.folders for n in range(len(folder))]
@@ -74,7 +78,7 @@ def test_table_of_retrieved_figures(samples: EvaluationSamples) -> None:
 
 
 def test_no_table_where_nobody_looks(samples: EvaluationSamples) -> None:
-    show_retrieved(NullReporter(), 3, samples, [99], (torch.eye(1), torch.eye(1)))
+    show_retrieved(NullReporter(), 3, samples, Embedded(torch.eye(1), torch.eye(1), [99]))
 
 
 def test_places_of_a_batch_without_its_broken_samples(samples: EvaluationSamples) -> None:
@@ -152,3 +156,49 @@ def test_no_key_is_one_clear_line(no_server: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(UserError, match="wandb=online: No API key configured"):
         Reporter(no_server, ReportConfig(wandb="online"), {}, 0, 2)
+
+
+def test_a_run_reports_tables_histograms_and_a_suite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shards(tmp_path / "shards", (9, 8), val=(7,), width=64, height=64)
+    config = load_config(
+        Config,
+        [
+            *(
+                "name=run",
+                f"runs={tmp_path / 'runs'}",
+                f"data.sources.a.path={tmp_path / 'shards'}",
+            ),
+            *("model.embed_dim=32", "model.image.name=test_vit", "model.image.size=160"),
+            *("model.text.vocab_size=200", "model.text.context_length=32", "model.text.width=32"),
+            *("model.text.layers=2", "model.text.heads=2", "model.text.mlp_width=64"),
+            *("train.batch_size=4", "train.steps=4", "train.log_every=2"),
+            *("train.eval_every=2", "train.suite=some.yaml", "report.wandb=offline"),
+        ],
+    )
+    folders: list[list[str]] = []
+
+    def score(folder: Path) -> dict[str, float]:
+        folders.append(sorted(path.name for path in folder.iterdir()))
+        return {"zero_shot/x/accuracy": 0.5 + len(folders) / 10}
+
+    Trainer(config, evaluate=recall, score=score).fit()
+    rows = read_metrics(config.folder / "metrics.jsonl")
+    assert [row["zero_shot/x/accuracy"] for row in rows if "zero_shot/x/accuracy" in row] == [
+        *(0.6, 0.7),
+    ]
+    assert "open_clip_model.safetensors" in folders[0]
+    assert not list(config.folder.glob("scored-*"))  # nothing is left of them
+    logged = [row for row in rows if "train/loss" in row]
+    for row in logged:
+        towers = row["train/gradient_norm_image"], row["train/gradient_norm_text"]
+        assert 0 < max(towers) <= row["train/gradient_norm"]
+        assert 0 < row["perf/padding_saved"] < 1
+    (run,) = (config.folder / "wandb").glob("offline-run-*")
+    tables = list(run.glob("files/media/table/val/retrieved*.json"))
+    assert len(tables) == 2
+    table = json.loads(tables[0].read_text())
+    assert table["columns"][:3] == ["caption", "its figure", "rank"]
+    assert len(table["data"]) == 7
+    assert {cell["_type"] for cell in (table["data"][0][1], table["data"][0][3])} == {"image-file"}
