@@ -88,7 +88,7 @@ def decode_crop(
     if out is None:
         out = torch.empty((1, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
     # The permuted view keeps the HWC strides, for which the uint8 kernel is 4 times faster.
-    crop = torch.from_numpy(_cut(pixels, (left, top, w, h))).permute(2, 0, 1)[None]
+    crop = torch.from_numpy(cut(pixels, (left, top, w, h))).permute(2, 0, 1)[None]
     # F.interpolate(mode="bicubic", antialias=True) calls the same kernel, but has no `out`.
     torch.ops.aten._upsample_bicubic2d_aa.out(crop, [size, size], False, None, None, out=out)
     return out[0]
@@ -122,7 +122,7 @@ def _jpeg_crop(
     return pixels, (left, top, w, h)
 
 
-def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+def cut(pixels: np.ndarray, box: Box) -> np.ndarray:
     """The crop of uint8 [H, W, 3], contiguous, as the resize needs it."""
     left, top, w, h = box
     crop = pixels[top : top + h, left : left + w]

@@ -102,20 +102,20 @@ class Local:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def read(self, spans: Sequence[Span], keep: bool = True) -> Iterator[bytes]:
-        files = [_descriptor(f"{self.root}/{span.file}") for span in spans]
-        if len(spans) > 1:
+        if len(spans) > 1 and hasattr(os, "posix_fadvise"):  # not on macOS
             # The kernel fetches what it lacks while the first samples are decoded; on a disk or a
             # network file system requests then overlap instead of waiting for each other.
-            for file, span in zip(files, spans, strict=True):
-                os.posix_fadvise(file.fd, span.offset, span.size, os.POSIX_FADV_WILLNEED)
-        for file, span in zip(files, spans, strict=True):
-            yield file.read(span.offset, span.size)
+            for file, offset, size in spans:
+                descriptor = _open(f"{self.root}/{file}").fd
+                os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        for file, offset, size in spans:
+            yield _open(f"{self.root}/{file}").read(offset, size)
 
     def cached(self, cache: Cache) -> Storage:
         return self
 
 
-class _File:
+class OpenFile:
     """An open file that closes when the cache of descriptors drops it."""
 
     def __init__(self, path: str) -> None:
@@ -143,7 +143,7 @@ class _File:
 
 # Descriptors are opened once per process and shared by its samples; pread carries its own offset,
 # so that forked workers may share one too. 512 stays under the usual limit of 1,024.
-_descriptor = functools.lru_cache(maxsize=512)(_File)
+_open = functools.lru_cache(maxsize=512)(OpenFile)
 
 
 def read_table(source: Any, name: str, columns: Sequence[str]) -> pa.Table:

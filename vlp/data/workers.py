@@ -25,9 +25,10 @@ def start_worker(_: int) -> None:
     # Workers share the cores with each other: more threads in each only get in the way.
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Blocked, not ignored: a thread takes them and looks who sent them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_THE_RUN)
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        # Blocked, not ignored: a thread takes them and looks who sent them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_THE_RUN)
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 
 
 def _obey(parent: int) -> None:
