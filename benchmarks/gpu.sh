@@ -3,8 +3,12 @@
 #
 #   benchmarks/gpu.sh pack          where there is a network: wheels into .whl/
 #   benchmarks/gpu.sh run [FOLDER]  on the CUDA machine, in a copy of this tree with .whl/:
-#                                   pytest -m gpu, the text tower on CUDA, our side of the loader;
-#                                   JSON results and logs into FOLDER (build/gpu)
+#                                   pytest -m gpu; on CUDA the training step against open_clip's
+#                                   (MFU, profiler's kernels, largest batches), the loss's memory,
+#                                   the text tower; our side of the loader. JSON results and logs
+#                                   into FOLDER (build/gpu), about 20 minutes on an H200.
+#   benchmarks/gpu.sh run FOLDER STAGE ...   only these of: tests train_step loss_memory text_tower
+#                                   loader
 #
 # The CUDA machine has Python 3.12 and an image for machine learning: torch 2.11, torchvision 0.26,
 # numpy, Pillow and pyarrow with what they need. Set PROVIDED to pack for another one.
@@ -46,6 +50,8 @@ pack() {
 
 run() {
   local out=${1:-build/gpu} site="$scratch/site" failed=0
+  [ $# -gt 0 ] && shift
+  local stages=${*:-tests train_step loss_memory text_tower loader}
   "$PYTHON" -c 'import torch; print(torch.cuda.is_available())' > "$scratch/cuda" 2>&1 ||
     fail "$PYTHON has no torch that can be imported: $(tail -1 "$scratch/cuda"); set PYTHON"
   [ "$(tail -1 "$scratch/cuda")" = True ] ||
@@ -59,17 +65,33 @@ run() {
     "$PYTHON" -c "import $module" || fail "$module can't be imported; add it to WANTED and pack"
   done
   mkdir -p "$out"
-  "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider \
-    $(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests) 2>&1 | tee "$out/tests.log" || failed=1
-  "$PYTHON" -m benchmarks.text_tower device=cuda out="$out/text_tower.json" > "$out/text_tower.log"
-  "$PYTHON" -m benchmarks.loader peer= out="$out/loader.json" > "$out/loader.log"
-  "$PYTHON" -m benchmarks.measure "$out/text_tower.json" "$out/loader.json"
-  echo "GPU tests: $(tail -1 "$out/tests.log")"
+  local stage settings results=()
+  for stage in $stages; do
+    case $stage in
+      tests)
+        "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider \
+          $(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests) 2>&1 |
+          tee "$out/tests.log" || failed=1
+        continue ;;
+      train_step | loss_memory | text_tower) settings="device=cuda" ;;
+      loader) settings="peer=" ;;
+      *) fail "no stage '$stage': tests, train_step, loss_memory, text_tower, loader" ;;
+    esac
+    # One that fails must not take the others' results along.
+    if "$PYTHON" -m "benchmarks.$stage" "$settings" out="$out/$stage.json" \
+      > "$out/$stage.log" 2>&1; then
+      results+=("$out/$stage.json")
+    else
+      failed=1; echo "benchmarks.$stage failed:" >&2; tail -5 "$out/$stage.log" >&2
+    fi
+  done
+  [ ${#results[@]} = 0 ] || "$PYTHON" -m benchmarks.measure "${results[@]}"
+  [ ! -f "$out/tests.log" ] || echo "GPU tests: $(tail -1 "$out/tests.log")"
   exit "$failed"
 }
 
 case "${1:-}" in
   pack) pack ;;
-  run) run "${2:-}" ;;
-  *) fail "say 'benchmarks/gpu.sh pack' or 'benchmarks/gpu.sh run [FOLDER]'" ;;
+  run) shift; run "$@" ;;
+  *) fail "say 'benchmarks/gpu.sh pack' or 'benchmarks/gpu.sh run [FOLDER [STAGE ...]]'" ;;
 esac

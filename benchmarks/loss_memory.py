@@ -137,7 +137,7 @@ def checks(config: LossMemoryConfig, device: torch.device) -> list[Row]:
             step()
         gradients[name] = [part.grad.clone() for part in parts if part.grad is not None]
         if device.type == "cuda" or "bf16" not in name:  # many CPUs only emulate bf16
-            rows.append(Row(f"N={batch}: {name}", "ms", 1e3 * seconds(step, device)))
+            rows.append(Row(f"N={batch}: {name}, time", "ms", 1e3 * seconds(step, device)))
     reference, found = gradients["open_clip, fp32"], list(gradients.values())[-1]
     apart = max(
         float((mine - theirs).norm() / theirs.norm())

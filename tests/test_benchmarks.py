@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import loader, measure, text_tower
+from benchmarks import loader, loss_memory, measure, text_tower, train_step
 from benchmarks.corpus import captions
 from benchmarks.measure import Result, Row, interleaved, load, median_row, paired_ratio, report
 from benchmarks.text_tower import CORPORA, draw_lengths
@@ -19,7 +19,13 @@ from vlp.config import UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-MODULES = {"loader": loader, "text_tower": text_tower, "measure": measure}
+MODULES = {
+    "loader": loader,
+    "loss_memory": loss_memory,
+    "measure": measure,
+    "text_tower": text_tower,
+    "train_step": train_step,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +65,48 @@ def test_text_tower_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert 0 < found[f"{what}: tokens that are no padding"].value < 1
         assert found[f"{what}: padded to 64 (open_clip)"].ratio == 1
         assert found[f"{what}: packed (ours)"].value > 0
+
+
+def test_train_step_is_exact_and_needs_fewer_operations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = "image=test_vit width=64 batch=4 repetitions=1 buckets=true corpora=[ROCO]"
+    found = rows("train_step", tmp_path, capsys, *settings.split(), "device=cpu")
+    what, padded = "ROCO, B=4", train_step.RELEASED
+    assert found[f"{what}: difference of the losses"].value < 1e-5
+    assert found[f"{what}: difference of the gradients"].value < 1e-4
+    assert found[f"{what}: operations of {padded}"].value > 1.5
+    need = {way: found[f"{what}: {way}, memory"].value for way in (padded, train_step.OURS)}
+    assert need[train_step.OURS] < 0.7 * need[padded]
+    for way in (padded, train_step.LONGEST, train_step.OURS, train_step.BUCKETS):
+        assert found[f"{what}: {way}"].value > 0
+    reached = found[f"{what}: ours against {padded}"]
+    assert reached.value == pytest.approx(found[f"{what}: {train_step.OURS}"].ratio)
+
+
+def test_ceiling_of_the_papers_towers() -> None:
+    """ViT-B/16 and BERT-base: 1.60 and 2.19 at mean lengths of 127 and 27 tokens, cut at 256."""
+    model = train_step.ModelConfig()
+    padded = train_step.peer_flops(model, 1, 256)
+    for name, want in (("PMC", 1.60), ("ROCO", 2.19)):
+        lengths = draw_lengths(name, 1000, 256, np.random.default_rng(0))
+        ours = train_step.step_flops(model, 1000, torch.tensor(lengths)) / 1000
+        assert padded / ours == pytest.approx(want, rel=0.05)
+
+
+def test_loss_memory_is_linear_and_counted_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = "batches=[256,1024] checked=256 width=32 tile=64 device=cpu"
+    found = rows("loss_memory", tmp_path, capsys, *settings.split())
+    ours = "ours, fp32 in tiles of 64"
+    for way in (ours, "open_clip, fp32", "open_clip, amp_bf16"):
+        counted, computed = found[f"N=256: {way}"], found[f"N=256: {way}, computed"]
+        assert counted.value == pytest.approx(computed.value, rel=0.01)
+    assert 3 < found[f"N=1024: {ours}"].value / found[f"N=256: {ours}"].value < 5
+    theirs = "open_clip, fp32"
+    assert 12 < found[f"N=1024: {theirs}"].value / found[f"N=256: {theirs}"].value < 20
+    assert found["N=256: gradients, ours against fp32"].value < 1e-5
 
 
 def test_loader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +175,9 @@ def test_results_are_saved_and_shown_again(
         ("loader", ["batch=3", "samples=10"], "batch=3 does not divide samples=10"),
         ("text_tower", ["shards=x"], "shards and tokenizer belong together"),
         ("measure", [], "name the JSON files"),
+        ("train_step", ["corpora=[WIT]"], "corpora: known are ROCO, PMC"),
+        ("train_step", ["image=vit_nothing"], "timm has no such model"),
+        ("loss_memory", ["tile=0"], "batches, width and tile must be 1 or more"),
     ],
 )
 def test_impossible_settings(module: str, arguments: list[str], message: str) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from vlp.config import UserError
 from vlp.distributed import gather, rank, size
 from vlp.models.dual_encoder import Features
 
@@ -39,6 +38,17 @@ class LossConfig:
         if self.tile < 1:
             raise ValueError(f"loss.tile must be at least 1, got {self.tile}")
 
+    def check_bias(self, given: bool) -> None:
+        """A model has a bias of its logits if, and only if, the loss uses one.
+
+        Raises:
+            ValueError: what to set instead.
+        """
+        if self.name == "siglip" and not given:
+            raise ValueError("model.init_bias: loss.name=siglip needs it: set model.init_bias=-10")
+        if self.name == "infonce" and given:
+            raise ValueError("model.init_bias has no use in loss.name=infonce: set it to null")
+
 
 def contrastive_loss(features: Features, config: LossConfig) -> Tensor:
     """This rank's share of the loss of the global batch, a scalar in fp32.
@@ -48,14 +58,9 @@ def contrastive_loss(features: Features, config: LossConfig) -> Tensor:
         config: which loss.
 
     Raises:
-        UserError: the model has no bias and the loss needs one, or the other way about.
+        ValueError: the model has no bias and the loss needs one, or the other way about.
     """
-    if (features.bias is not None) != (config.name == "siglip"):
-        raise UserError(
-            "model.init_bias: loss.name=siglip needs it: set model.init_bias=-10"
-            if features.bias is None
-            else f"model.init_bias: loss.name={config.name} has no use for it: set it to null"
-        )
+    config.check_bias(features.bias is not None)
     # Products stay out of autocast: bf16 has 8 bits, too few for logits of 100 * cosine.
     with torch.autocast(features.image.device.type, enabled=False):
         return _LOSSES[config.name](features, config.tile)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from open_clip.loss import SigLipLoss
 
 from benchmarks.memory import LiveMemory
-from vlp.config import UserError
 from vlp.distributed import gather
 from vlp.losses import LossConfig, contrastive_loss
 from vlp.models.dual_encoder import Features
@@ -206,9 +205,9 @@ def test_memory_is_linear_in_the_batch(loss: str) -> None:
 
 def test_bias_and_loss_must_fit() -> None:
     one = torch.ones(1, 1)
-    with pytest.raises(UserError, match=r"model.init_bias: loss.name=siglip needs it"):
+    with pytest.raises(ValueError, match=r"model.init_bias: loss.name=siglip needs it"):
         contrastive_loss(Features(one, one, one.sum()), LossConfig(name="siglip"))
-    with pytest.raises(UserError, match=r"model.init_bias: loss.name=infonce has no use for it"):
+    with pytest.raises(ValueError, match=r"model.init_bias has no use in loss.name=infonce"):
         contrastive_loss(Features(one, one, one.sum(), one.sum()), LossConfig())
     with pytest.raises(ValueError, match=r"loss.tile must be at least 1"):
         LossConfig(tile=0)
