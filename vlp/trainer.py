@@ -254,7 +254,9 @@ class Trainer:
             chunks = split_batch(batch.images, batch.text, micro)
             loss = cached_step(self.features, chunks, share, self.parallel)
         else:
-            loss = share(self.features((batch.images, batch.text)))
+            features = self.features((batch.images, batch.text))
+            self.watchdog.at(self.step, "loss")  # here ranks begin to wait for each other
+            loss = share(features)
             self.watchdog.at(self.step, "backward")
             loss.backward()
         parallel.reduce_whole(self.model)

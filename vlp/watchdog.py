@@ -25,7 +25,7 @@ from vlp.distributed import World
 STALLED = 70
 """Exit status of a run that hung: EX_SOFTWARE."""
 
-PHASES = ("data", "forward", "backward", "optimizer", "report", "evaluate", "save")
+PHASES = ("data", "forward", "loss", "backward", "optimizer", "report", "evaluate", "save")
 """What a rank may be doing, in the order of a step."""
 
 
