@@ -122,6 +122,7 @@ class Config:
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name must be a plain folder name, got '{self.name}'")
+        self.loss.check_bias(self.model.init_bias is not None)
 
     @property
     def folder(self) -> Path:

@@ -20,6 +20,7 @@ from benchmarks.memory import LiveMemory
 from vlp.distributed import gather
 from vlp.losses import LossConfig, contrastive_loss
 from vlp.models.dual_encoder import Features
+from vlp.settings import Config
 
 BATCH, WIDTH = 24, 16
 LOSSES = ["infonce", "siglip"]
@@ -209,5 +210,7 @@ def test_bias_and_loss_must_fit() -> None:
         contrastive_loss(Features(one, one, one.sum()), LossConfig(name="siglip"))
     with pytest.raises(ValueError, match=r"model.init_bias has no use in loss.name=infonce"):
         contrastive_loss(Features(one, one, one.sum(), one.sum()), LossConfig())
+    with pytest.raises(ValueError, match=r"model.init_bias: loss.name=siglip needs it"):
+        Config(name="a", loss=LossConfig(name="siglip"))
     with pytest.raises(ValueError, match=r"loss.tile must be at least 1"):
         LossConfig(tile=0)
