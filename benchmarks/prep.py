@@ -1,6 +1,6 @@
 """data_prep: parsing beside pubmed_parser, the pipeline, near-duplicates, and all of PMC.
 
-    python -m benchmarks.prep                                # generated articles: about 10 minutes
+    python -m benchmarks.prep                                # generated articles: about 20 minutes
     python -m benchmarks.prep xml=FOLDER                     # real articles as well
     python -m benchmarks.prep peer= join=0 https=false       # without the peer, join, downloads
 
@@ -18,6 +18,7 @@ the pipeline by the wall's. Ratios are medians of the repetitions' own ratios: a
 faster, and two processes are faster than one.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -26,11 +27,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from lxml import etree
 
 from benchmarks import https
 from benchmarks.loader import one_core
@@ -39,7 +38,6 @@ from benchmarks.peer import Peer, make_environment
 from benchmarks.prep_corpus import FIGURES, make_mirror
 from benchmarks.prep_projection import Measured, projection
 from data_prep.jats import parse_article
-from data_prep.markup import safe_parser
 from vlp.config import UserError, load_config, run_program
 
 PINS = (
@@ -53,8 +51,10 @@ PINS = (
     "idna==3.20",
 )
 WORKER = Path(__file__).with_name("pubmed_worker.py")
+OURS = Path(__file__).with_name("jats_worker.py")
 CAPTIONS = ("parse_pubmed_caption",)
 EVERYTHING = ("parse_pubmed_xml", "parse_pubmed_paragraph", "parse_pubmed_caption")
+PARSED = 400  # generated articles that are parsed; the pipeline takes all
 SIZE = 90_000  # bytes of the article that rates are given for
 
 
@@ -62,14 +62,17 @@ SIZE = 90_000  # bytes of the article that rates are given for
 class PrepConfig:
     """Measure data_prep on this machine."""
 
-    articles: int = 400
-    """Generated articles; drawing the images of the first run takes two minutes."""
+    articles: int = 800
+    """Generated articles; drawing the images of the first run takes two minutes. Of few the start
+    of the processes would be a large part of the pipeline's time."""
     seed: int = 0
     """Seed of the articles and images."""
     xml: str = ""
     """Folder with real JATS files (.xml, .nxml), for rates and correctness; empty: none."""
     repetitions: int = 5
-    """Rounds of each contender of the parsing; the pipeline takes three."""
+    """Rounds of each contender of the parsing."""
+    pipelines: int = 3
+    """Rounds of the pipeline, five minutes each."""
     join: int = 10_000_000
     """Hashes in the near-duplicate join; 0 leaves it out."""
     bits: int = 3
@@ -88,26 +91,29 @@ class PrepConfig:
     """JSON file for the result; empty writes none."""
 
     def __post_init__(self) -> None:
-        if min(self.articles, self.repetitions, self.cores) < 1:
-            raise ValueError("articles, repetitions and cores must be 1 or more")
+        if min(self.articles, self.repetitions, self.pipelines, self.cores) < 1:
+            raise ValueError("articles, repetitions, pipelines and cores must be 1 or more")
         if self.join < 0:
             raise ValueError(f"join={self.join}: must be 0 (none) or more")
 
 
-def parse_rows(name: str, files: Sequence[Path], repetitions: int, peer: Peer | None) -> list[Row]:
+def parse_rows(
+    name: str, files: Sequence[Path], repetitions: int, ours: Peer, peer: Peer | None
+) -> list[Row]:
     """Articles a second of all readers on the same files, each turned to articles of 90 KB."""
-    names = [str(file) for file in files]
-    contenders: dict[str, Callable[[], float]] = {
-        "ours, all": functools.partial(_ours, files),
-        "lxml, the tree alone": functools.partial(_bare, files),
+    plans: dict[str, tuple[Peer, Sequence[str]]] = {
+        "ours, all": (ours, ("article",)),
+        "lxml, the tree alone": (ours, ("tree",)),
     }
     if peer:
-        ask = functools.partial(_peer_seconds, peer, names)
-        contenders["pubmed_parser, captions only"] = functools.partial(ask, CAPTIONS)
-        contenders["pubmed_parser, metadata, paragraphs, captions"] = functools.partial(
-            ask, EVERYTHING
-        )
-    _ours(files)  # fills the page cache
+        plans["pubmed_parser, captions only"] = (peer, CAPTIONS)
+        plans["pubmed_parser, metadata, paragraphs, captions"] = (peer, EVERYTHING)
+    names = [str(file.resolve()) for file in files]
+    contenders = {
+        contender: functools.partial(_seconds, worker, names, calls)
+        for contender, (worker, calls) in plans.items()
+    }
+    contenders["ours, all"]()  # fills the page cache
     seconds = interleaved(contenders, repetitions)
     size = sum(file.stat().st_size for file in files)
     rows = []
@@ -121,24 +127,9 @@ def parse_rows(name: str, files: Sequence[Path], repetitions: int, peer: Peer | 
     return rows
 
 
-def _ours(files: Sequence[Path]) -> float:
-    """CPU seconds to read all files."""
-    start = time.process_time()
-    for file in files:
-        parse_article(file.read_bytes())
-    return time.process_time() - start
-
-
-def _bare(files: Sequence[Path]) -> float:
-    """CPU seconds to make lxml's trees of all files, and nothing of them."""
-    start = time.process_time()
-    for file in files:
-        etree.fromstring(file.read_bytes(), safe_parser())
-    return time.process_time() - start
-
-
-def _peer_seconds(peer: Peer, files: list[str], calls: Sequence[str]) -> float:
-    return float(peer.ask({"files": files, "calls": calls})["seconds"])
+def _seconds(worker: Peer, files: list[str], calls: Sequence[str]) -> float:
+    """CPU seconds of a worker."""
+    return float(worker.ask({"files": files, "calls": calls})["seconds"])
 
 
 def correctness(files: Sequence[Path], peer: Peer | None) -> list[Row]:
@@ -198,7 +189,7 @@ def _letters(text: str) -> str:
     return re.sub(r"[\W_]+", "", re.sub(r"\[(formula|image)\]", "", text))
 
 
-def pipeline_rows(mirror: Path, articles: int, work: Path) -> list[Row]:
+def pipeline_rows(mirror: Path, articles: int, work: Path, repetitions: int) -> list[Row]:
     """`python -m data_prep pmc` from start to end, with one and with two processes.
 
     Two runs side by side, which share nothing, show how much of a second process the machine gives:
@@ -209,7 +200,7 @@ def pipeline_rows(mirror: Path, articles: int, work: Path) -> list[Row]:
         name: functools.partial(_pipeline, mirror, work / "prep-shards", runs, workers)
         for name, (runs, workers) in plans.items()
     }
-    seconds = interleaved(contenders, 3)
+    seconds = interleaved(contenders, repetitions)
     rates = {
         name: [plans[name][0] * articles / second for second in found]
         for name, found in seconds.items()
@@ -310,26 +301,27 @@ def measure(config: PrepConfig) -> Result:
         f"of {sum(images) / len(images) / 1e3:.0f} KB"
     )
     allowed = os.sched_getaffinity(0)
-    pipeline = pipeline_rows(mirror, config.articles, Path(config.work))
+    pipeline = pipeline_rows(mirror, config.articles, Path(config.work), config.pipelines)
     join, join_rate = join_rows(config.join, config.bits, config.seed) if config.join else ([], 0.0)
     requests, gets = https_rows() if config.https else ([], 0.0)
     facts["parsing"] = f"core {one_core(config.core)} of {sorted(allowed)}"
     rows: list[Row] = []
-    peer = Peer(make_environment(Path(config.peer), PINS), WORKER) if config.peer else None
-    try:
-        if peer:
+    with contextlib.ExitStack() as workers:
+        ours = workers.enter_context(Peer(Path(sys.executable), OURS))
+        peer = None
+        if config.peer:
+            python = make_environment(Path(config.peer), PINS)
+            peer = workers.enter_context(Peer(python, WORKER))
             facts["peer"] = ", ".join(f"{name} {v}" for name, v in peer.versions.items())
-        rows += parse_rows("generated", files, config.repetitions, peer)
+        rows += parse_rows("generated", files[:PARSED], config.repetitions, ours, peer)
         if config.xml:
             real = _real_files(Path(config.xml))
             facts["real articles"] = (
                 f"{len(real)}, mean {sum(f.stat().st_size for f in real) / len(real) / 1e3:.0f} KB"
             )
-            rows += parse_rows("real", real, config.repetitions, peer) + correctness(real, peer)
-    finally:
-        if peer:
-            peer.__exit__(None, None, None)
-        os.sched_setaffinity(0, allowed)
+            rows += parse_rows("real", real, config.repetitions, ours, peer)
+            rows += correctness(real, peer)
+    os.sched_setaffinity(0, allowed)
     measured = Measured(
         parse=rows[0].value,
         pipeline=pipeline[0].value,
@@ -339,7 +331,9 @@ def measure(config: PrepConfig) -> Result:
         figures=FIGURES,
     )
     projected, facts["bottleneck"] = projection(measured, config.cores)
-    facts["repetitions"] = f"{config.repetitions} for parsing, 3 for the pipeline, interleaved"
+    facts["repetitions"] = (
+        f"{config.repetitions} for parsing, {config.pipelines} for the pipeline, interleaved"
+    )
     return Result("prep", facts, (*rows, *pipeline, *join, *requests, *projected))
 
 

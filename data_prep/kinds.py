@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -213,6 +212,8 @@ def _spaces(ink: Bools) -> list[float]:
 
 def _pieces(grey: Floats) -> list[float]:
     """Connected dark pieces: letters are many, small and alike; lines are large and thin."""
+    from scipy import ndimage  # slow to import, and not always needed
+
     marked, count = ndimage.label(grey < 0.55)
     if not count:
         return [0.0] * 6
@@ -232,6 +233,8 @@ def _pieces(grey: Floats) -> list[float]:
 
 def _blocks(grey: Floats, blank: Bools) -> list[float]:
     """Shares of blocks that are blank, solid, textured or edged, and how they cluster."""
+    from scipy import ndimage  # slow to import, and not always needed
+
     height, width = (side // _BLOCK * _BLOCK for side in grey.shape)
     shape = (height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK)
     spread = grey[:height, :width].reshape(shape).std(axis=(1, 3))

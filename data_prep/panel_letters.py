@@ -12,7 +12,6 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -93,6 +92,8 @@ def _best(letters: list[Letter]) -> Letter | None:
 
 def _components(ink: NDArray[np.bool_]) -> Boxes:
     """Left, top, right, bottom of each connected piece of ink, diagonal neighbours included."""
+    from scipy import ndimage  # slow to import, and not always needed
+
     marked, _ = ndimage.label(ink, structure=np.ones((3, 3)))
     pieces = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(marked)]
     return np.array(pieces, dtype=np.int64).reshape(-1, 4)
