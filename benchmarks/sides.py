@@ -30,6 +30,8 @@ from vlp.optim import OptimizerConfig, adamw
 
 RECIPE = OptimizerConfig(clip_norm=0)
 """BiomedCLIP's AdamW; the schedule plays no part here."""
+DISTINCT = 256
+"""Different images in a batch, at most."""
 MAX_LOG_SCALE = math.log(100)
 
 
@@ -54,10 +56,14 @@ class Inputs:
 
 
 def draw_inputs(config: ModelConfig, lengths: Sequence[int], pin: bool, seed: int) -> Inputs:
-    """Random pixels, and random token ids of the given lengths; none is 0, which is padding."""
+    """Random pixels, and random token ids of the given lengths; none is 0, which is padding.
+
+    Large batches repeat their first images: to draw them all would take longer than the steps.
+    """
     generator = torch.Generator().manual_seed(seed)
-    shape = (len(lengths), 3, config.image.size, config.image.size)
+    shape = (min(len(lengths), DISTINCT), 3, config.image.size, config.image.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    images = images[torch.arange(len(lengths)) % DISTINCT]
     images = images.contiguous(memory_format=torch.channels_last)
     ids = torch.randint(5, config.text.vocab_size, (sum(lengths),), generator=generator)
     starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)

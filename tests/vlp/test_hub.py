@@ -1,5 +1,6 @@
 """Model folders: written by us, loaded by open_clip without network, moved, uploaded, broken."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -53,6 +54,17 @@ def assert_same_embeddings(name: str, folder: Path) -> None:
 
 def test_open_clip_loads_the_folder(folder: Path) -> None:
     assert_same_embeddings(f"local-dir:{folder}", folder)
+
+
+def test_open_clip_knows_the_bias_of_siglip(folder: Path) -> None:
+    config = dataclasses.replace(MODEL, init_bias=-10.0)
+    model = DualEncoder(config)
+    torch.nn.init.constant_(model.logit_bias, -7.5)
+    save_pretrained(folder, model, config, make_tokenizer(folder.parent / "tok"))
+    theirs, ours = open_clip.create_model(f"local-dir:{folder}"), load_pretrained(folder)
+    assert theirs.logit_bias.item() == -7.5
+    assert ours.model.logit_bias.item() == -7.5
+    assert ours.config.init_bias == -10
 
 
 def test_saving_and_loading_is_exact(folder: Path) -> None:
