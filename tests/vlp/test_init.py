@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import Mlp
 from transformers import BertConfig, BertForMaskedLM
 
 from tests.vlp.test_towers import spread
@@ -22,6 +23,7 @@ from tests.vlp.tiny import CAPTIONS, MODEL, make_tokenizer
 from vlp.config import UserError
 from vlp.data.text import CaptionTokenizer
 from vlp.models.dual_encoder import DualEncoder, ModelConfig
+from vlp.models.gpt import QuickGELU
 from vlp.models.hub import load_pretrained, read_config, save_pretrained
 from vlp.models.init import initialise, take_open_clip
 from vlp.models.vision_tower import ImageConfig
@@ -421,6 +423,32 @@ def test_from_an_open_clip_model() -> None:
         want = theirs.encode_image(images)
         assert (model.eval().encode_image(images) - want).abs().max() <= 1e-4 * want.abs().max()
     assert model.logit_scale.item() == theirs.logit_scale.item()
+
+
+@pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("datacomp_xl_s13b_b90k", False)])
+def test_a_named_model_has_its_weights_activation(
+    tag: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open_clip's download is stood in for by a small model with the activation that was asked."""
+
+    def create(name: str, pretrained: str, force_quick_gelu: bool) -> Any:
+        assert (name, pretrained) == ("ViT-B-16", tag)
+        return openai_like(force_quick_gelu)
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    kind = "vit_xsmall_patch16_clip_224"  # timm has no small one with OpenAI's activation
+    text = dataclasses.replace(GPT, quick_gelu=quick)
+    config = ModelConfig(
+        init=f"ViT-B-16@{tag}", embed_dim=24, image=ImageConfig(name=kind), text=text
+    )
+    model = DualEncoder(config)
+    if quick:
+        with pytest.raises(UserError, match=r"its image tower has the same weights .*quickgelu"):
+            initialise(model, config, make_tokenizer(tmp_path / "tok"))
+        for module in model.visual.trunk.modules():
+            if isinstance(module, Mlp):
+                module.act = QuickGELU()
+    initialise(model, config, make_tokenizer(tmp_path / "tok"))
 
 
 def test_what_weights_do_not_show() -> None:

@@ -84,8 +84,10 @@ def _from_open_clip(model: DualEncoder, config: ModelConfig) -> None:
             f"model.init={config.init}: neither a folder nor an open_clip model NAME@PRETRAINED; "
             f"{hint}"
         )
+    # OpenAI's weights want another activation than ViT-B-16's settings have; open_clip only warns.
+    quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     try:
-        theirs = open_clip.create_model(name, pretrained=tag)
+        theirs = open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick)
     except (RuntimeError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.init={config.init}: can't be fetched: {reason}") from None
