@@ -15,7 +15,7 @@ from eval.retrieval import recall
 from vlp import distributed
 from vlp.config import UserError, load_config, run_program
 from vlp.dry_run import dry_run
-from vlp.interrupt import STOPPED
+from vlp.interrupt import STOPPED, Interrupt
 from vlp.settings import Config
 from vlp.trainer import Trainer
 
@@ -32,16 +32,8 @@ def main(argv: list[str]) -> None:
     """Train to the end, and say where the model is."""
     try:
         config = load_config(Config, argv, "torchrun --nproc-per-node N train.py")
-        trainer = Trainer(config, evaluate=recall, score=_scorer(config))
-        if config.train.dry_run:
-            for line in dry_run(trainer):
-                if trainer.world.is_main:
-                    print(line)
-            return
-        if not trainer.fit():
-            raise SystemExit(STOPPED)
-        if trainer.world.is_main:
-            print(f"model: {config.folder / 'model'}")
+        with Interrupt() as interrupt:
+            _train(config, interrupt)
     except UserError:
         # Most faults are common to all ranks. Rank 0 tells, torchrun then stops the others; what
         # only another rank sees is told by that rank, after this pause.
@@ -50,6 +42,19 @@ def main(argv: list[str]) -> None:
         raise
     finally:
         distributed.stop()
+
+
+def _train(config: Config, interrupt: Interrupt) -> None:
+    trainer = Trainer(config, evaluate=recall, score=_scorer(config))
+    if config.train.dry_run:
+        for line in dry_run(trainer):
+            if trainer.world.is_main:
+                print(line)
+        return
+    if not trainer.fit(interrupt):
+        raise SystemExit(STOPPED)
+    if trainer.world.is_main:
+        print(f"model: {config.folder / 'model'}")
 
 
 if __name__ == "__main__":

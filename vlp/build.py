@@ -1,23 +1,29 @@
-"""The parts of a run as its settings describe them: tokenizer, model, precision."""
+"""The parts of a run as its settings describe them."""
 
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from vlp import distributed, parallel
-from vlp.data.loader import Mixture
-from vlp.data.text import CaptionTokenizer, train_wordpiece
+from vlp.config import save_config, to_dict
+from vlp.data.loader import Batch, Mixture
+from vlp.data.schedule import BatchSchedule
+from vlp.data.text import CaptionTokenizer, PackedText, train_wordpiece
 from vlp.distributed import World
-from vlp.models.dual_encoder import DualEncoder
+from vlp.flops import peak_flops, step_flops
+from vlp.models.dual_encoder import DualEncoder, ModelConfig
 from vlp.models.init import initialise
 from vlp.models.vocabulary import needs_writing, tokenizer_source, write_tokenizer
+from vlp.reporting import Costs, Reporter
 from vlp.settings import Config
 
 
-def build_tokenizer(config: Config, mixture: Mixture, world: World) -> CaptionTokenizer:
+def tokenizer(config: Config, mixture: Mixture, world: World) -> CaptionTokenizer:
     """The one configured, or that of the weights to start from, or one trained here, once."""
     text, own = config.model.text, config.folder / "tokenizer"
     source = tokenizer_source(config.model)
@@ -39,7 +45,26 @@ def with_vocabulary(config: Config, tokenizer: CaptionTokenizer) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
 
 
-def build_model(config: Config, tokenizer: CaptionTokenizer, world: World) -> DualEncoder:
+def schedule(config: Config, mixture: Mixture) -> BatchSchedule:
+    """Steps and their batches."""
+    train, samples = config.train, mixture.order.epoch_size
+    return BatchSchedule(train.batch_size, train.batch_schedule, samples, train.epochs, train.steps)
+
+
+def identity(config: Config, mixture: Mixture) -> dict[str, Any]:
+    """What the order of samples depends on: it must not change within a run. JSON values."""
+    shares = {name: source.share for name, source in mixture.order.sources.items()}
+    schedule = config.train.batch_schedule
+    return {
+        "train.batch_size": config.train.batch_size,
+        "train.batch_schedule": {str(epoch): schedule[epoch] for epoch in sorted(schedule)},
+        "seed": config.seed,
+        "data.shuffle_window": config.data.shuffle_window,
+        "samples per epoch": shares,
+    }
+
+
+def model(config: Config, tokenizer: CaptionTokenizer, world: World) -> DualEncoder:
     """The dual encoder on its device, with its first weights, the same on every rank."""
     torch.manual_seed(config.seed)
     model = DualEncoder(config.model, tokenizer.pad_id)
@@ -58,7 +83,7 @@ def distribute(model: DualEncoder, config: Config, world: World) -> nn.Module:
     return parallel.replicate(model, world)
 
 
-def build_autocast(config: Config, world: World) -> torch.autocast:
+def autocast(config: Config, world: World) -> torch.autocast:
     """The precision of the towers."""
     device, precision = world.device.type, config.train.precision
     if precision == "auto":
@@ -66,3 +91,25 @@ def build_autocast(config: Config, world: World) -> torch.autocast:
     else:
         half = precision == "bf16"
     return torch.autocast(device, torch.bfloat16, enabled=half)
+
+
+def costs(config: Config, world: World) -> Costs:
+    """For the shares of the device's work and memory that are reported."""
+    flops = partial(step_flops, config.model)
+    context = config.model.text.context_length
+    return Costs(context, flops, peak_flops(world.device), world.device)
+
+
+def reporter(config: Config, step: int, steps: int) -> Reporter:
+    """What rank 0 tells, from `step` of `steps` on."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, config.folder / "config.yaml")
+    return Reporter(config.folder, config.report, to_dict(config), step, steps)
+
+
+def blank_batch(count: int, model: ModelConfig) -> Batch:
+    """`count` black images with captions of 8 times token 0."""
+    ids = torch.zeros(count * 8, dtype=torch.int64)
+    starts = torch.arange(0, count * 8 + 1, 8, dtype=torch.int32)
+    images = torch.zeros(count, 3, model.image.size, model.image.size, dtype=torch.uint8)
+    return Batch(images, PackedText(ids, starts, model.text.context_length), [], [])

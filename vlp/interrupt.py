@@ -8,6 +8,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from torch.distributed import ProcessGroup
+
 from vlp import distributed
 
 STOPPED = 75
@@ -19,11 +21,12 @@ _SAVE = 1  # below every signal's number
 
 
 class Interrupt:
-    """Listens for signals while it is entered."""
+    """Listens for signals while it is entered: from the start of a program, so that one that comes
+    while the run is being built is not lost, nor its process."""
 
     def __init__(self) -> None:
         self.heard = 0
-        self.group = distributed.cpu_group()
+        self.group: ProcessGroup | None = None
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -39,6 +42,10 @@ class Interrupt:
     ) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def join(self) -> None:
+        """Prepare to agree; all ranks call it, once."""
+        self.group = distributed.cpu_group()
 
     def agreed(self, save: bool) -> tuple[bool, str]:
         """What the ranks want, the same on all of them.

@@ -8,38 +8,29 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vlp import distributed, parallel, state
-from vlp.build import (
-    build_autocast,
-    build_model,
-    build_tokenizer,
-    distribute,
-    with_vocabulary,
-)
+from vlp import build, distributed, parallel, state
 from vlp.checkpoint import Checkpoints, Saved
-from vlp.config import UserError, save_config, to_dict
+from vlp.config import UserError
 from vlp.data.device import on_device
 from vlp.data.image import Normalise
 from vlp.data.loader import Batch, Mixture, RankPositions, TrainSamples, batches
 from vlp.data.order import generator
-from vlp.data.schedule import BatchSchedule
 from vlp.data.text import PackedText
 from vlp.data.workers import lost_worker
 from vlp.ema import EMA
-from vlp.flops import peak_flops, step_flops
 from vlp.grad_cache import cached_step, split_batch
 from vlp.interrupt import Interrupt
 from vlp.losses import contrastive_loss
 from vlp.models.dual_encoder import Features
 from vlp.models.hub import save_pretrained
 from vlp.optim import adamw, learning_rate
-from vlp.reporting import Costs, NullReporter, Reporter, Window
+from vlp.reporting import NullReporter, Window
 from vlp.settings import Config
 from vlp.validation import Evaluate, Validation
 from vlp.watch import show_retrieved
@@ -80,38 +71,26 @@ class Trainer:
         self.world = distributed.start(train.device, 2 * train.timeout)
         self.evaluate, self.score = evaluate, score
         self.mixture = Mixture.open(config.data, config.seed)
-        self.tokenizer = build_tokenizer(config, self.mixture, self.world)
-        self.config = config = with_vocabulary(config, self.tokenizer)
-        self.schedule = BatchSchedule(
-            train.batch_size,
-            train.batch_schedule,
-            self.mixture.order.epoch_size,
-            train.epochs,
-            train.steps,
-        )
+        self.tokenizer = build.tokenizer(config, self.mixture, self.world)
+        self.config = config = build.with_vocabulary(config, self.tokenizer)
+        self.schedule = build.schedule(config, self.mixture)
         self.positions = partial(
             RankPositions, batch=self.schedule, rank=self.world.rank, ranks=self.world.size
         )
         self.positions(0, 0)  # batches that the ranks can't share are refused now
         self.validation = Validation(config, self.tokenizer, self.world)
 
-        self.model = build_model(config, self.tokenizer, self.world)
-        self.parallel = distribute(self.model, config, self.world)
-        self.autocast = build_autocast(config, self.world)
+        self.model = build.model(config, self.tokenizer, self.world)
+        self.parallel = build.distribute(self.model, config, self.world)
+        self.autocast = build.autocast(config, self.world)
         self.normalise = Normalise(
             config.model.image.mean, config.model.image.std, self.world.device
         )
         self.optimizer = adamw(self.model, config.optimizer)
         self.average = EMA(self.model, train.ema_decay) if train.ema_decay else None
-        self.window, self.damaged = Window(0, self._costs()), list[str]()
+        self.window, self.damaged = Window(0, build.costs(config, self.world)), list[str]()
         self.checkpoints = Checkpoints(config.folder / "checkpoints", train.keep_checkpoints)
         self.step = self._resume()
-
-    def _costs(self) -> Costs:
-        """For the shares of the device's work and memory that are reported."""
-        device, model = self.world.device, self.config.model
-        flops = partial(step_flops, model)
-        return Costs(model.text.context_length, flops, peak_flops(device), device)
 
     # -- resume ---------------------------------------------------------------------------------
 
@@ -125,7 +104,7 @@ class Trainer:
                 f"{found.path.parent}: holds a checkpoint, and train.resume=never; choose another "
                 "name"
             )
-        for key, now in self._identity().items():
+        for key, now in build.identity(self.config, self.mixture).items():
             before = found.facts["identity"].get(key)
             if before != now:
                 raise UserError(
@@ -138,22 +117,13 @@ class Trainer:
         self.damaged = found.damaged
         return found.step
 
-    def _identity(self) -> dict[str, Any]:
-        """What the order of samples depends on: it must not change within a run."""
-        shares = {name: source.share for name, source in self.mixture.order.sources.items()}
-        train = self.config.train
-        return {
-            "train.batch_size": train.batch_size,
-            "train.batch_schedule": {str(key): size for key, size in train.batch_schedule.items()},
-            "seed": self.config.seed,
-            "data.shuffle_window": self.config.data.shuffle_window,
-            "samples per epoch": shares,
-        }
-
     # -- loop -----------------------------------------------------------------------------------
 
-    def fit(self) -> bool:
+    def fit(self, interrupt: Interrupt | None = None) -> bool:
         """Train to the last step, or until a signal; evaluate and save on the way.
+
+        Args:
+            interrupt: listens for signals that stop the run.
 
         Returns:
             Whether the last step is done; if not, the same command goes on from here.
@@ -165,10 +135,11 @@ class Trainer:
         stacks = self.config.folder / "stacks"
         try:
             with (
-                self._reporter() as self.reporter,
+                self._open_reporter() as self.reporter,
                 Watchdog(self.world, self.config.train.timeout, stacks) as self.watchdog,
-                Interrupt() as interrupt,
             ):
+                interrupt = interrupt or Interrupt()  # one that is not entered hears nothing
+                interrupt.join()
                 self._announce()
                 if isinstance(self.parallel, DistributedDataParallel):
                     parallel.settle(self.parallel, self._pass)
@@ -273,26 +244,15 @@ class Trainer:
     def _pass(self) -> None:
         """A forward and backward pass of the next step's size, of which nothing remains."""
         count = self.schedule.batch(self.step) // self.world.size
-        size, tokens = self.config.model.image.size, 8
-        text = PackedText(
-            torch.zeros(count * tokens, dtype=torch.int64),
-            torch.arange(0, count * tokens + 1, tokens, dtype=torch.int32),
-            self.tokenizer.context_length,
-        )
-        self._gradients(Batch(torch.zeros(count, 3, size, size, dtype=torch.uint8), text, [], []))
+        self._gradients(build.blank_batch(count, self.config.model))
         self.optimizer.zero_grad(set_to_none=True)
 
     # -- report ---------------------------------------------------------------------------------
 
-    def _reporter(self) -> NullReporter:
+    def _open_reporter(self) -> NullReporter:
         if not self.world.is_main:
             return NullReporter()
-        folder = self.config.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(self.config, folder / "config.yaml")
-        return Reporter(
-            folder, self.config.report, to_dict(self.config), self.step, self.schedule.steps
-        )
+        return build.reporter(self.config, self.step, self.schedule.steps)
 
     def _announce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -398,13 +358,14 @@ class Trainer:
         before = self.checkpoints.wait()
         if before:
             self._outcome(before)
-        folder = self.config.folder / "model"
+        folder, broken = self.config.folder / "model", self.window.broken_total
+        facts = {"identity": build.identity(self.config, self.mixture), "broken": broken}
         with self._averaged():
             weights = parallel.whole_weights(self.model)
         self.checkpoints.save(
             self.step,
             self._tensors(),
-            {"identity": self._identity(), "broken": self.window.broken_total},
+            facts,
             export=partial(save_pretrained, folder, weights, self.config.model, self.tokenizer),
         )
         self.window.restart(self.step)
