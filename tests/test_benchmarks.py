@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import loader, loss_memory, measure, text_tower, train_step
+from benchmarks import loader, loss_memory, measure, on_cuda, text_tower, train_step
 from benchmarks.corpus import captions
 from benchmarks.measure import Result, Row, interleaved, load, median_row, paired_ratio, report
 from benchmarks.text_tower import CORPORA, draw_lengths
@@ -92,6 +94,51 @@ def test_ceiling_of_the_papers_towers() -> None:
         lengths = draw_lengths(name, 1000, 256, np.random.default_rng(0))
         ours = train_step.step_flops(model, 1000, torch.tensor(lengths)) / 1000
         assert padded / ours == pytest.approx(want, rel=0.05)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 383, 384, 1000, 5000])
+def test_largest_batch_is_found(limit: int) -> None:
+    tried: list[int] = []
+
+    def step(batch: int) -> None:
+        tried.append(batch)
+        if batch > limit:
+            raise torch.cuda.OutOfMemoryError
+
+    found = on_cuda.largest_batch(step, 384)
+    assert limit - max(1, limit // 16) <= found <= limit
+    assert found in tried
+    assert len(tried) < 20
+
+
+def test_kernels_of_a_trace_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused attention by the names that flash, cutlass and cuDNN kernels have."""
+    names = {
+        "void pytorch_flash::flash_fwd_kernel<...>": 4.0,
+        "cudnn_generated_fort_native_sdpa_sm90_flash_bprop": 2.0,
+        "fmha_cutlassF_bf16_aligned_64x64_rf_sm80": 1.0,
+        "void (anonymous namespace)::softmax_warp_forward<...>": 3.0,
+        "nvjet_hsh_128x256_64x4_gemm": 90.0,
+    }
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [
+        SimpleNamespace(key=name, count=2, self_device_time_total=1e3 * ms, device_type=cuda)
+        for name, ms in names.items()
+    ]
+    events.append(
+        SimpleNamespace(key="aten::flash", count=9, self_device_time_total=7.0, device_type=cpu)
+    )
+    steps: list[int] = []
+    monkeypatch.setattr(on_cuda.torch.cuda, "synchronize", lambda: None)
+    trace = SimpleNamespace(key_averages=lambda: events)
+    monkeypatch.setattr(on_cuda, "profile", lambda **_: nullcontext(trace))
+    found = {row.what + row.unit: row for row in on_cuda.kernels("ours", lambda: steps.append(1))}
+    assert len(steps) == 2  # a first one that is not profiled
+    assert found["trace, ours: all kernelsms"].value == 100
+    assert found["trace, ours: fused attentionlaunches"].value == 6
+    assert found["trace, ours: fused attentionms"].ratio == pytest.approx(0.07)
+    assert found["trace, ours: softmax over scoresms"].value == 3
+    assert found["trace, ours: 2 x nvjet_hsh_128x256_64x4_gemmms"].ratio == pytest.approx(0.9)
 
 
 def test_loss_memory_is_linear_and_counted_right(

@@ -62,7 +62,9 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in named.items()}
 
 
-def assert_equal_gradients(got: dict[str, Any], want: dict[str, Any]) -> None:
+def assert_equal_gradients(
+    got: dict[str, Any], want: dict[str, Any], tolerance: float = 1e-6
+) -> None:
     assert got.keys() == want.keys()
     towers: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for name, value in want.items():
@@ -73,12 +75,12 @@ def assert_equal_gradients(got: dict[str, Any], want: dict[str, Any]) -> None:
     for name, pairs in towers.items():
         largest = max(value.abs().max() for _, value in pairs)
         assert largest > 1e-3, name  # not a comparison of zeros
-        assert max((mine - value).abs().max() for mine, value in pairs) <= 1e-6 * largest, name
+        assert max((mine - value).abs().max() for mine, value in pairs) <= tolerance * largest, name
     mine, value = (
         torch.cat([pair[side].flatten() for pairs in towers.values() for pair in pairs])
         for side in (0, 1)
     )
-    assert (mine - value).norm() <= 1e-6 * value.norm()
+    assert (mine - value).norm() <= tolerance * value.norm()
 
 
 def at_once(model: nn.Module, loss: LossConfig) -> torch.Tensor:
@@ -103,9 +105,14 @@ def test_gradients_equal_the_big_batch(loss: LossConfig, size: int) -> None:
     assert abs(got_loss - want_loss) <= 1e-6 * want_loss
 
 
-def test_draws_are_the_same_in_both_passes() -> None:
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])])
+def test_draws_are_the_same_in_both_passes(device: str) -> None:
     """Features of a chunk agree bit for bit, differ between chunks, and give the gradients."""
-    model, chunks = build(INFONCE, random=0.4), split_batch(*batch(), 4)
+    model = build(INFONCE, random=0.4).to(device)
+    chunks = [(images.to(device), text.to(device)) for images, text in split_batch(*batch(), 4)]
     passes: list[Features] = []
 
     def forward(chunk: Any) -> Features:
@@ -125,7 +132,8 @@ def test_draws_are_the_same_in_both_passes() -> None:
     assert torch.equal(torch.get_rng_state(), state)  # the step draws as often as one pass
     image, text = (torch.cat(rows) for rows in zip(*(part[:2] for part in parts), strict=True))
     contrastive_loss(Features(image, text, parts[0].scale), INFONCE).backward()
-    assert_equal_gradients(got, gradients(model))
+    # Kernels of CUDA may add up in another order each time.
+    assert_equal_gradients(got, gradients(model), 1e-6 if device == "cpu" else 1e-5)
     with torch.no_grad():  # and there is something to draw
         assert not torch.equal(model(*chunks[0]).image, model(*chunks[0]).image)
 

@@ -188,6 +188,21 @@ def test_autocast_changes_nothing(loss: str) -> None:
         assert torch.equal(plain, half_result)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_cuda_equals_the_cpu(loss: str) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = [x.to(device).requires_grad_() for x in whole_batch(loss)]
+        config = LossConfig(name=loss, tile=7)  # type: ignore[arg-type]
+        value = contrastive_loss(unit_features(*leaves), config)
+        value.backward()
+        results.append([value.detach(), *(x.grad for x in leaves)])
+    for want, got in zip(*results, strict=True):
+        assert (got.cpu() - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_memory_is_linear_in_the_batch(loss: str) -> None:
     """Four times the batch at the same tile: four times the memory, while the logits are 16."""
