@@ -25,6 +25,9 @@ _RECORD = struct.Struct("<4sIQ")  # mark, CRC-32, length
 _MARK = b"span"
 SUFFIX = ".spans"
 
+PAGE = 4096
+"""Bytes that file systems give out at once."""
+
 RECOUNT = 64 * 2**20
 """Bytes that a process writes between two looks at how much is there; the bound is kept to within
 so much per process."""
@@ -71,13 +74,15 @@ class Cache:
 
     def put(self, shard: str, offset: int, data: bytes) -> None:
         """Keep a span, if there is room. A disk that fails ends caching, and nothing else."""
-        needed = _RECORD.size + len(data)
+        start = offset - _RECORD.size
+        # A caption of a hundred bytes takes a whole page of the disk, if its image isn't kept.
+        needed = PAGE * ((offset + len(data) - 1) // PAGE - start // PAGE + 1)
         copy = self._open(shard)
         if copy is None or not self._room(needed):
             return
         record = _RECORD.pack(_MARK, zlib.crc32(data), len(data))
         try:
-            os.pwrite(copy.fd, record + data, offset - _RECORD.size)
+            os.pwrite(copy.fd, record + data, start)
             self._allowance -= needed
         except OSError as error:
             self._give_up(error)

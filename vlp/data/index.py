@@ -33,9 +33,6 @@ COLUMNS = (
     "text_offset",
     "text_size",
 )
-NEXT = 2048
-"""Greatest gap in bytes between a member and the next one: padding and headers. Image and caption
-that are no further apart are read together."""
 
 Verify = Literal["size", "sha256"]
 
@@ -91,22 +88,19 @@ class ShardFolder:
         Raises:
             UserError: as `read`.
         """
-        places = [self._places(int(index)) for index in indices]
-        data = self.storage.read([span for spans, _, _ in places for span in spans])
-        for index, (spans, image, text) in zip(indices, places, strict=True):
-            parts = [next(data) for _ in spans]
-            # One span holds both, or the text has one of its own.
-            caption = self._caption(int(index), parts[-1][text])
-            yield RawSample(self.key(int(index)), parts[0][image], caption)
+        rows = [int(index) for index in indices]
+        spans = [span for row in rows for span in self._spans(row)]
+        data = self.storage.read(spans)
+        for row in rows:
+            image, text = next(data), next(data)
+            yield RawSample(self.key(row), image, self._caption(row, text))
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> Iterator[str]:
         """Only the captions of samples, for training a vocabulary."""
-        spans = [
-            Span(self.shards[self.shard_of[i]], int(self.spans[i, 2]), int(self.spans[i, 3]))
-            for i in indices
-        ]
-        for index, text in zip(indices, self.storage.read(spans, keep=False), strict=True):
-            yield self._caption(int(index), text).decode("utf-8", errors="replace")
+        rows = [int(index) for index in indices]
+        texts = self.storage.read([self._spans(row)[1] for row in rows])
+        for row, text in zip(rows, texts, strict=True):
+            yield self._caption(row, text).decode("utf-8", errors="replace")
 
     def caption(self, index: int) -> str:
         """Only the caption of a sample."""
@@ -121,19 +115,12 @@ class ShardFolder:
         shard = int(self.shard_of[index])
         _check_digest(self.storage, self.shards[shard], self.digests[shard])
 
-    def _places(self, index: int) -> tuple[list[Span], slice, slice]:
-        """The spans to read for a sample; where image and text are in the first and the last."""
+    def _spans(self, index: int) -> tuple[Span, Span]:
+        """Where image and text of a sample are. They are neighbours, which costs nothing here: a
+        remote storage asks for both at once, a local one would have to copy them apart."""
         shard = self.shards[self.shard_of[index]]
         image, image_size, text, text_size = self.spans[index].tolist()
-        first, last = min(image, text), max(image + image_size, text + text_size)
-        if last - first <= image_size + text_size + NEXT:
-            return (
-                [Span(shard, first, last - first)],
-                slice(image - first, image - first + image_size),
-                slice(text - first, text - first + text_size),
-            )
-        both = [Span(shard, image, image_size), Span(shard, text, text_size)]
-        return both, slice(None), slice(None)
+        return Span(shard, image, image_size), Span(shard, text, text_size)
 
     def _caption(self, index: int, text: bytes) -> bytes:
         if self.in_json[index]:

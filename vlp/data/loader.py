@@ -216,29 +216,39 @@ class TrainSamples(Dataset[Batch]):
         images = _empty_images(len(positions), self.image_size)
         captions, keys, broken = [], [], []
         sources, samples = self.mixture.order.samples(positions)
-        rows = zip(positions, self.mixture.read(sources, samples), images.split(1), strict=True)
-        for row, (position, raw, out) in enumerate(rows):
-            place = int(sources[row]), int(samples[row])
-            raw, caption, failed = self._sample(raw, place, position, out)
+        order = self.mixture.order
+        turns = [divmod(position, order.epoch_size) for position in positions]
+        # Made together: between two images, with cold caches, each takes several times as long.
+        rngs = [generator(order.seed, epoch, within) for epoch, within in turns]
+        places = zip(turns, sources.tolist(), samples.tolist(), strict=True)
+        for raw, place, rng, out in zip(
+            self.mixture.read(sources, samples), places, rngs, images.split(1), strict=True
+        ):
+            (epoch, _), source, sample = place
+            raw, caption, failed = self._sample(raw, (source, sample), epoch, rng, out)
             captions.append(caption)
             keys.append(raw.key)
             broken += failed
         return Batch(images, self.tokenizer(captions), keys, broken)
 
     def _sample(
-        self, raw: RawSample, place: tuple[int, int], position: int, out: torch.Tensor
+        self,
+        raw: RawSample,
+        place: tuple[int, int],
+        epoch: int,
+        rng: np.random.Generator,
+        out: torch.Tensor,
     ) -> tuple[RawSample, str, list[Broken]]:
         """The sample at a position, or the first whole one of its fixed replacements.
 
         Args:
             raw: the sample that belongs there.
             place: its source and its number in it.
-            position: where it stands in the stream, which decides its crop.
-            out: uint8 [1, 3, H, W], for its pixels.
+            epoch: that of the position.
+            rng: the position's own, for the crop and all else that is drawn.
+            out: uint8 [1, 3, H, W], for the pixels.
         """
         order = self.mixture.order
-        epoch, within = divmod(position, order.epoch_size)
-        rng = generator(order.seed, epoch, within)
         broken: list[Broken] = []
         for _ in range(1 + REPLACEMENTS):
             try:

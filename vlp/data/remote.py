@@ -56,7 +56,8 @@ class Remote:
 
     def whole(self, file: str) -> bytes:
         (size,) = self.sizes([file])
-        return next(self.read([Span(file, 0, size)]))
+        (data,) = self._run(lambda store: [store.read(Span(file, 0, size))])  # never from a cache
+        return data
 
     def table(self, file: str, columns: Sequence[str]) -> pa.Table:
         with pa.PythonFile(self._open(file), mode="r") as stream:
@@ -69,9 +70,9 @@ class Remote:
         with io.BufferedReader(self._open(file), LONGEST) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    def read(self, spans: Sequence[Span], keep: bool = True) -> Iterator[bytes]:
+    def read(self, spans: Sequence[Span]) -> Iterator[bytes]:
         """All spans are fetched before the first is yielded: their requests overlap."""
-        cache = self.cache if keep else None
+        cache = self.cache
         found = [cache.get(*span) if cache else None for span in spans]
         missing = sorted({span for span, data in zip(spans, found, strict=True) if data is None})
         fetched = dict(self._fetch(missing)) if missing else {}

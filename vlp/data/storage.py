@@ -57,11 +57,8 @@ class Storage(Protocol):
         """Checksum of a file, which is read whole."""
         ...
 
-    def read(self, spans: Sequence[Span], keep: bool = True) -> Iterator[bytes]:
-        """The bytes of each span, in order; raises UserError if they can't be had.
-
-        A cache keeps them, unless `keep` is false: spans that overlap others must not be kept.
-        """
+    def read(self, spans: Sequence[Span]) -> Iterator[bytes]:
+        """The bytes of each span, in order; raises UserError if they can't be had."""
         ...
 
     def cached(self, cache: Cache) -> "Storage":
@@ -101,7 +98,7 @@ class Local:
         with open(f"{self.root}/{file}", "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    def read(self, spans: Sequence[Span], keep: bool = True) -> Iterator[bytes]:
+    def read(self, spans: Sequence[Span]) -> Iterator[bytes]:
         if len(spans) > 1 and hasattr(os, "posix_fadvise"):  # not on macOS
             # The kernel fetches what it lacks while the first samples are decoded; on a disk or a
             # network file system requests then overlap instead of waiting for each other.
