@@ -55,6 +55,8 @@ class Ranks:
         """Start; `folder` gets rank-N.log."""
         folder.mkdir(parents=True, exist_ok=True)
         self.logs = [folder / f"rank-{rank}.log" for rank in range(size)]
+        for log in self.logs:
+            log.unlink(missing_ok=True)  # of the start before
         port = random.randint(20000, 45000)
         context = _context()
         self.processes = []
