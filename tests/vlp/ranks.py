@@ -74,7 +74,7 @@ class Ranks:
             process.start()
             self.processes.append(process)
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
+    def wait(self, seconds: float = 200) -> list[int | None]:
         """Exit statuses, negative for signals."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
@@ -86,7 +86,7 @@ class Ranks:
             raise AssertionError(f"still running after {seconds} s: {statuses}\n{output}")
         return statuses
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> bool:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 200) -> bool:
         """Wait until something is so; False if the ranks end before."""
         deadline = time.monotonic() + seconds
         while not condition():
