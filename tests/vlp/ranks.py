@@ -93,7 +93,7 @@ class Ranks:
             if not all(process.is_alive() for process in self.processes):
                 return condition()
             assert time.monotonic() < deadline, self.output()
-            time.sleep(0.002)
+            time.sleep(0.01)
         return True
 
     def kill(self) -> None:

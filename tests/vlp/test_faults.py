@@ -93,6 +93,8 @@ def full_disk(rank: int, first: int, last: int) -> None:
 
     def limited(self: Trainer, batch: Any) -> Any:
         if self.world.rank == rank and self.step in (first, last):
+            if self.checkpoints.pending is not None:  # the one before is to be whole
+                self.checkpoints.pending.result()
             size = 16384 if self.step == first else hard
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         return take(self, batch)

@@ -64,7 +64,7 @@ def interrupt(ranks: Ranks, home: Path, kind: str, rng: random.Random) -> None:
     assert statuses in ([75, 75], [0, 0]), ranks.output()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)  # three minutes on two idle cores; kills need no hurry
 def test_twenty_interruptions_change_nothing(home: Path) -> None:
     """SIGTERM, SIGUSR1, kill -9, kill -9 during a checkpoint, at random moments, on two ranks."""
     whole = train(home, "whole", *LONG)
