@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,12 @@ def series_of(rows: Iterable[Mapping[str, Any]], panel: Panel) -> dict[str, Poin
         for key, value in row.items():
             if _is_number(value) and any(_fits(key, wanted) for wanted in panel.keys):
                 found.setdefault(key, []).append((row["step"], value))
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda item: _by_number(item[0])))
+
+
+def _by_number(key: str) -> list[str | int]:
+    """Sorts recall@5 before recall@10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", key)]
 
 
 def _fits(key: str, wanted: str) -> bool:
@@ -89,10 +95,10 @@ def draw(series: Mapping[str, Points]) -> Markup:
 
 
 def _short(value: float) -> str:
-    """Few characters for an axis: 4.5, 7.5e-4."""
+    """Few characters for an axis: 4.5, 7.5e-4, 2,500."""
     if 0 < abs(value) < 0.01:
         return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _nice(low: float, high: float) -> tuple[float, float]:

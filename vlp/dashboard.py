@@ -37,6 +37,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("model FLOPs utilisation", ("perf/mfu",)),
         Panel("padding saved, as a share", ("perf/padding_saved",)),
         Panel("memory, GB", ("perf/memory_gb",)),
+        Panel("checkpoints, s", ("perf/checkpoint_*",)),
     ),
     "Data": (
         Panel("epoch", ("epoch",)),

@@ -48,11 +48,14 @@ def test_series() -> None:
         "train/loss": [(1, 2.0), (2, 1.0)],
     }
     assert series_of([{"step": 1, "train/loss": float("nan")}], panel) == {}
+    recalls = {"step": 1, "r@10": 1.0, "r@5": 0.5, "r@1": 0.1}
+    assert list(series_of([recalls], Panel("x", ("r@*",)))) == ["r@1", "r@5", "r@10"]
 
 
 def test_lines_lie_within_the_axes() -> None:
     drawn = str(draw({"a": [(0, 0.0), (10, 2.0)], "b": [(10, 1.0)]}))
     points = [tuple(map(float, p.split(","))) for p in re.findall(r"[\d.]+,[\d.]+", drawn)]
+    assert ">2,500<" in draw({"a": [(0, 0.0), (10, 2100.0)]})
     # The axis goes from 0 to 2.5, from y=108 to y=12.
     assert points == [(42.0, 108.0), (290.0, 31.2), (290.0, 69.6)]
 
