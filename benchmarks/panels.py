@@ -207,9 +207,9 @@ def measure_singles(config: PanelsConfig) -> Iterator[Row]:
         others = ", ".join(
             f"{name} {count}" for name, count in zip(KINDS, confusion[row], strict=True) if count
         )
-        share = confusion[row, row] / config.singles
-        yield Row(f"kind of {kind}: {others}", "", confusion[row, row], ratio=share)
-    yield Row("classification of a figure", "ms", 1000 * seconds / confusion.sum())
+        right = int(confusion[row, row])
+        yield Row(f"kind of {kind}: {others}", "", right, ratio=right / config.singles)
+    yield Row("classification of a figure", "ms", 1000 * seconds / int(confusion.sum()))
 
 
 def measure_real(config: PanelsConfig) -> Iterator[Row]:

@@ -4,6 +4,7 @@ Only rank 0 reports; the others hold a `NullReporter`.
 """
 
 import json
+import os
 import resource
 import time
 import uuid
@@ -92,7 +93,7 @@ class Reporter(NullReporter):
         """Continue the reports of a run in `folder` after `first_step` of `steps` steps."""
         self.path = folder / "metrics.jsonl"
         rewind(self.path, first_step)
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("ab", buffering=0)
         self.console = Console()
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -128,8 +129,7 @@ class Reporter(NullReporter):
         self.progress.update(self.task, completed=step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self.file.flush()
+        self._append(json.dumps({"step": step, **metrics}) + "\n")
         if self.wandb is not None:
             self.wandb.log({"step": step, **metrics})
         status = "  ".join(_phrases(metrics))
@@ -137,6 +137,16 @@ class Reporter(NullReporter):
             self.progress.update(self.task, status=status)
         else:
             self.message(f"step {step:>6}/{self.steps}  {status}")
+
+    def _append(self, line: str) -> None:
+        """Add a whole line to metrics.jsonl, or none: a full disk doesn't end a run."""
+        data, end = line.encode(), self.file.seek(0, os.SEEK_END)
+        try:
+            if self.file.write(data) < len(data):
+                raise OSError("no room for a whole line")
+        except OSError as error:
+            self.file.truncate(end)
+            self.message(f"{self.path}: a row could not be written: {error.strerror or error}")
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
         if self.wandb is not None:

@@ -1,6 +1,8 @@
 """What people look at during training: retrieved figures, shares of cost, W&B without a server."""
 
 import json
+import resource
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,24 @@ def test_shares_of_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rates["perf/padding_saved"] == pytest.approx(0.5)
     assert rates["perf/mfu"] == pytest.approx(4020 / 2 / 2000)  # of one rank, on one device
     assert 0.05 < rates["perf/memory_gb"] < 50
+
+
+def test_a_full_disk_costs_rows_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Reporter(tmp_path, ReportConfig(), {}, 0, 9) as reporter:
+        reporter.log(1, {"train/loss": 1.0})
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40, hard))  # room for a part of the next row
+        try:
+            reporter.log(2, {"train/loss": 2.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, ignored)
+        reporter.log(3, {"train/loss": 3.0})
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3]
+    assert "a row could not be written" in capsys.readouterr().out
 
 
 def test_without_a_known_peak_there_is_no_mfu() -> None:
