@@ -25,7 +25,7 @@ TAGS = ("kind", "journal", "year", "licence", "keyword")
 """What a selection can be spread over. `keyword` is the commonest in the set of a sample's own."""
 
 MIN_CORRELATION = 0.985
-"""Of two grey thumbnails of the same image: see docs/curate.md for what was measured."""
+"""Of two grey thumbnails of the same image; benchmarks/curation.py measures what it finds."""
 MAX_STRETCH = 1.05
 """How far the ratios of the sides of two copies may differ: cropping of a line or rounding."""
 
