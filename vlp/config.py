@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import itertools
 import os
+import re
 import sys
 import textwrap
 import typing
@@ -148,7 +149,8 @@ def _explain(error: Exception) -> str:
         return text
     # "Key 'lrr' not in 'T'. Did you mean: 'lr'?" names a class, which no user has heard of.
     if text.startswith("Key '"):
-        hint = text.partition("Did you mean: ")[2].strip("?'\" ")
+        close = re.search(r"Did you mean[^:]*: '(\w+)'", text)  # of several the nearest is first
+        hint = close[1] if close else ""
         parent = str(key).rpartition(".")[0]
         nearest = f"{parent}.{hint}" if parent and hint else hint
         return f"unknown key '{key}'" + (f"; did you mean '{nearest}'?" if hint else "; see --help")

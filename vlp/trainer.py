@@ -100,10 +100,8 @@ class Trainer:
         if found is None:
             return 0
         if self.config.train.resume == "never":
-            raise UserError(
-                f"{found.path.parent}: holds a checkpoint, and train.resume=never; choose another "
-                "name"
-            )
+            where = found.path.parent
+            raise UserError(f"{where}: has a checkpoint, and train.resume=never; set another name")
         for key, now in build.identity(self.config, self.mixture).items():
             before = found.facts["identity"].get(key)
             if before != now:

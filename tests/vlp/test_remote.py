@@ -276,6 +276,7 @@ def test_the_bound_holds_and_the_rest_comes_from_the_url(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "RECOUNT", 64 * 1024)
+    monkeypatch.setattr(cache_module, "PAUSE", 3600.0)  # however slow the machine: one look
     with serve(big_folder(tmp_path / "s")) as server:
         limit = 400_000
         shards = cached(server, tmp_path / "cache", limit)
