@@ -269,7 +269,7 @@ def test_checkpoint_of_another_architecture(home: Path) -> None:
         ),
         ("seed=1", "made with seed=0, now it is 1"),
         ("data.sources.a.weight=2", "made with samples per epoch={'a': 23}, now it is {'a': 46}"),
-        ("train.resume=never", "holds a checkpoint, and train.resume=never; choose another name"),
+        ("train.resume=never", "has a checkpoint, and train.resume=never; set another name"),
     ],
 )
 def test_settings_that_would_break_a_resumed_run(home: Path, override: str, message: str) -> None:
