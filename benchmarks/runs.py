@@ -1,6 +1,6 @@
 """Whole training runs: scaling over ranks, what checkpoints cost, how soon a resumed run has data.
 
-    python -m benchmarks.runs        # 6 minutes
+    python -m benchmarks.runs        # 5 minutes
 
 Claims: two ranks share the work nearly as well as two runs that know nothing of each other;
 training waits for a checkpoint only while it is copied; and the first batch after resuming comes as
@@ -44,9 +44,9 @@ class RunsConfig:
 
     samples: int = 400
     """Generated pairs."""
-    steps: int = 60
+    steps: int = 40
     """Steps of each run."""
-    repetitions: int = 3
+    repetitions: int = 2
     """Runs of each kind."""
     seed: int = 0
     """Seed of figures and captions."""
