@@ -1,6 +1,6 @@
 """Time and memory of everything around the units: plan, scan of sidecars, index and manifest.
 
-    python -m benchmarks.units units=5000 out=/tmp/units
+    python -m benchmarks.units units=5000 out=build/units
 
 The units are those of articles in PubMed Central's bucket; their sidecars are written here, without
 shards, as if the units had been made. Each step runs once, in this process.
