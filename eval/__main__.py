@@ -1,18 +1,40 @@
-"""python -m eval SUITE.yaml model=... [data_root=...] [out=...] [only=[TASK,...]] [key=value]"""
+"""python -m eval SUITE.yaml model=... [data_root=...] [out=...] [only=[TASK,...]] [key=value]
 
+python -m eval COMMAND [argument ...] runs one of the commands below.
+"""
+
+import importlib
 import shlex
 from pathlib import Path
 
-from eval.config import EvalConfig
-from eval.report import write_report
-from eval.results import print_table, write_results
-from eval.suite import run_suite
-from vlp.config import load_config, run_program
+from eval.config import load_suite
+from vlp.config import UserError, run_program
+
+COMMANDS: dict[str, str] = {}
+"""Name -> module with `main(argv)`; imported when it is called, since most need no torch."""
 
 
 def main(argv: list[str]) -> None:
+    """Run a command, or score a model on a suite."""
+    first = argv[0] if argv else ""
+    if first in COMMANDS:
+        importlib.import_module(COMMANDS[first]).main(argv[1:])
+    elif first and "=" not in first and first[0] != "-" and not Path(first).suffix:
+        known = ", ".join(COMMANDS) or "none"
+        raise UserError(f"{first}: neither a suite's file nor a command; commands are {known}")
+    else:
+        score(argv)
+
+
+def score(argv: list[str]) -> None:
     """Score a model on a suite; writes results.json and report.html."""
-    config = load_config(EvalConfig, argv, "python -m eval")
+    config = load_suite(argv, "python -m eval")
+
+    # These import torch, which takes seconds: a mistake in the suite is told before.
+    from eval.report import write_report
+    from eval.results import print_table, write_results
+    from eval.suite import run_suite
+
     files = [arg for arg in argv if Path(arg).is_file()]
     command = shlex.join(["python", "-m", "eval", *argv])
     run = run_suite(config, " + ".join(files) or "command line", command)

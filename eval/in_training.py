@@ -3,10 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from eval.config import EvalConfig
+from eval.config import load_suite
 from eval.embed import Embedder
 from eval.suite import prepare, score
-from vlp.config import load_config
 
 
 class SuiteScorer:
@@ -20,7 +19,7 @@ class SuiteScorer:
         """
         arguments = [suite, "model=none yet", f"data_root={data_root}", f"device={device}"]
         # Intervals are for reports; here they would cost more than the embedding.
-        self.config = load_config(EvalConfig, [*arguments, "replicates=100"])
+        self.config = load_suite([*arguments, "replicates=100"])
         self.tasks, self.datasets = prepare(self.config, suite)
 
     def __call__(self, folder: Path) -> dict[str, float]:

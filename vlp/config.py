@@ -33,13 +33,20 @@ class UserError(Exception):
     """
 
 
-def load_config(cls: type[T], argv: Sequence[str], program: str = "") -> T:
+def load_config(
+    cls: type[T],
+    argv: Sequence[str],
+    program: str = "",
+    prepare: Callable[[Path, dict[str, Any]], dict[str, Any]] | None = None,
+) -> T:
     """Build a `cls` from its defaults, the YAML files and the `key=value` pairs in `argv`.
 
     Args:
         cls: a frozen dataclass.
         argv: command line without the program's name.
         program: how the program is called, for `--help`.
+        prepare: what to make of a YAML file's keys before they are merged, as for files that
+            name other files; gets the file's path and its content.
 
     Raises:
         UserError: unknown key, wrong type, missing file or field, impossible setting.
@@ -49,7 +56,7 @@ def load_config(cls: type[T], argv: Sequence[str], program: str = "") -> T:
         print(describe(cls, program))
         raise SystemExit(0)
     merged = OmegaConf.structured(cls)
-    for where, layer in _layers(argv):
+    for where, layer in _layers(argv, prepare):
         try:
             merged = OmegaConf.merge(merged, layer)
         except (OmegaConfBaseException, ValueError) as error:
@@ -106,14 +113,20 @@ def run_program(main: Callable[[list[str]], None], argv: Sequence[str] | None = 
         raise SystemExit(130) from None
 
 
-def _layers(argv: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+def _layers(
+    argv: Sequence[str], prepare: Callable[[Path, dict[str, Any]], dict[str, Any]] | None
+) -> Iterator[tuple[str, DictConfig]]:
     """Each argument as (what to call it in errors, its content)."""
     for arg in argv:
         # A file that exists is a file, even with "=" in its name: run folders often have one.
         if "=" in arg and not Path(arg).is_file():
             yield arg, _override(arg)
         else:
-            yield arg, _yaml_file(Path(arg))
+            layer = _yaml_file(Path(arg))
+            if prepare is not None:
+                content = OmegaConf.to_container(layer, resolve=False)
+                layer = OmegaConf.create(prepare(Path(arg), typing.cast(dict[str, Any], content)))
+            yield arg, layer
 
 
 def _override(arg: str) -> DictConfig:
