@@ -245,7 +245,7 @@ def _pipeline(mirror: Path, out: Path, runs: int, workers: int) -> float:
 JOIN = """
 import sys, time
 import numpy as np
-from data_prep.duplicates import near_pairs
+from vlp.duplicates import near_pairs
 count, bits, seed = map(int, sys.argv[1:])
 rng = np.random.default_rng(seed)
 hashes = rng.integers(0, 2**64, count, dtype=np.uint64)

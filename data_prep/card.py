@@ -19,9 +19,7 @@ from PIL import Image
 
 from data_prep.croissant import croissant
 from data_prep.drawings import bars, columns
-from data_prep.duplicates import Neighbourhood
 from data_prep.findings import DUPLICATES, LEAKS
-from data_prep.hashing import FLAT
 from data_prep.images import ImageRejected
 from data_prep.inspection import decode, read_member, read_record
 from data_prep.shards import (
@@ -34,6 +32,8 @@ from data_prep.shards import (
     write_json,
 )
 from vlp.config import UserError
+from vlp.duplicates import Neighbourhood
+from vlp.hashing import FLAT
 
 CARD, CROISSANT = "card.html", "card.json"
 _THUMBNAIL = 240  # pixels of the longer side

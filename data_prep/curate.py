@@ -20,10 +20,8 @@ from rich.console import Console
 
 from data_prep.build import OutputConfig, Plan, Unit, build, make_units
 from data_prep.decisions import TAGS, Aims, Decisions, decide, group_of
-from data_prep.duplicates import MAX_BITS, Indices
 from data_prep.filters import CaptionRules, PictureRules
 from data_prep.findings import MIXTURE, print_findings, write_findings, write_mixture
-from data_prep.hashing import perceptual_hash
 from data_prep.inspection import (
     COPIED,
     Looks,
@@ -49,6 +47,8 @@ from data_prep.shards import (
     unique_keys,
 )
 from vlp.config import UserError
+from vlp.duplicates import MAX_BITS, Indices
+from vlp.hashing import perceptual_hash
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")  # what a key in our tars is made of
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.duplicates import Indices, Neighbourhood, nearest_in
-from data_prep.hashing import FLAT
 from data_prep.inspection import Looks
 from data_prep.leakage import EvaluationSet
 from data_prep.selection import select
 from data_prep.shards import SPLITS
+from vlp.duplicates import Indices, Neighbourhood, nearest_in
+from vlp.hashing import FLAT
 
 TAGS = ("kind", "journal", "year", "licence", "keyword")
 """What a selection can be spread over. `keyword` is the commonest in the set of a sample's own."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from data_prep.hashing import FLAT
+from vlp.hashing import FLAT
 
 _LANGUAGE_LETTERS = 60
 """Shorter captions show no language: they are names of genes, drugs, methods and places."""

@@ -16,9 +16,9 @@ from typing import TypeVar
 from PIL import Image, ImageOps
 
 from data_prep.dicom import DicomError, dicom_image, is_dicom, open_dicom
-from data_prep.hashing import perceptual_hash
 from data_prep.pixels import colour_transform
 from data_prep.pixels import to_eight_bits as to_eight_bits
+from vlp.hashing import perceptual_hash
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -75,7 +75,7 @@ class StoredImage:
     width: int
     height: int
     phash: int
-    """Perceptual hash of the pixels, see hashing.py."""
+    """Perceptual hash of the pixels, see vlp/hashing.py."""
 
 
 class ImageRejected(Exception):

@@ -22,12 +22,12 @@ from data_prep.filters import (
     caption_problem,
     picture_problem,
 )
-from data_prep.hashing import perceptual_hash
 from data_prep.images import ImageRejected, image_format, to_eight_bits
 from data_prep.indexing import CAPTION_KEYS
 from data_prep.runners import map_unordered
 from data_prep.shards import INDEX, read_manifest
 from vlp.config import UserError
+from vlp.hashing import perceptual_hash
 
 FACTS = pa.schema(
     [

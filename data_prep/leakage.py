@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.duplicates import Hashes
-from data_prep.hashing import FLAT, perceptual_hash
 from data_prep.images import ImageRejected, image_format
 from data_prep.inspection import decode, read_member, shard_rows
 from data_prep.runners import map_unordered
 from data_prep.shards import MANIFEST, read_manifest
 from vlp.config import UserError
+from vlp.duplicates import Hashes
+from vlp.hashing import FLAT, perceptual_hash
 
 _HASH_FILES = (".txt", ".csv", ".tsv", ".parquet")
 

@@ -13,7 +13,6 @@ from PIL import Image
 from data_prep.curate import read_frozen
 from data_prep.decisions import group_of
 from data_prep.findings import DUPLICATES, LEAKS, MIXTURE
-from data_prep.hashing import perceptual_hash
 from data_prep.inspection import thumbnail
 from data_prep.shards import (
     INDEX,
@@ -36,8 +35,9 @@ from tests.data_prep.factories import (
     rows_of,
     tree,
 )
-from tests.data_prep.test_hashing import photograph
+from tests.vlp.test_hashing import photograph
 from vlp.config import UserError, load_config
+from vlp.hashing import perceptual_hash
 
 
 def sample(number: int, article: str = "", image: bytes = b"", **changes: Any) -> Sample:

@@ -12,8 +12,8 @@ from data_prep.filters import (
     foreign_language,
     picture_problem,
 )
-from data_prep.hashing import FLAT
 from tests.real_data import real_data
+from vlp.hashing import FLAT
 
 RULES = CaptionRules(min_characters=5, max_characters=1000, min_words=3, languages=("en",))
 PICTURE = PictureRules(min_side=32, max_aspect=4, blank=False)

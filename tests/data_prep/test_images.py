@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.hashing import perceptual_hash
 from data_prep.images import ImageRejected, prepare_image
 from tests.data_prep.factories import RULES, decoded, encoded, picture
 from tests.real_data import real_data
+from vlp.hashing import perceptual_hash
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from data_prep.hashing import FLAT, perceptual_hash
 from tests.data_prep.factories import picture
 from tests.real_data import real_data
+from vlp.hashing import FLAT, perceptual_hash
 
 
 def distance(left: Image.Image, right: Image.Image) -> int:

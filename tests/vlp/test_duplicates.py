@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_prep.duplicates import (
+from vlp.duplicates import (
     MAX_BITS,
     Hashes,
     Indices,
@@ -62,7 +62,7 @@ def test_the_brute_force_test_is_not_empty() -> None:
 
 @pytest.mark.parametrize("kept", range(1, 7))
 def test_every_choice_of_bands_finds_the_same(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.duplicates._bands_kept", lambda count, bits: kept)
+    monkeypatch.setattr("vlp.duplicates._bands_kept", lambda count, bits: kept)
     hashes = clustered(300, seed=kept)
     assert list(map(tuple, near_pairs(hashes, 3).tolist())) == slow_pairs(hashes, 3)
 
