@@ -1,5 +1,6 @@
 """Scores as pure functions of arrays, and the interval that stands beside each of them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -110,3 +111,46 @@ def bootstrap_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(statistics, [tail, 1 - tail])
     return Interval(float(low), float(high))
+
+
+def bootstrap(
+    statistics: Callable[[Ints], Floats],
+    clusters: Ints,
+    *,
+    seed: int,
+    replicates: int = 1000,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Percentile bootstrap intervals of any statistics of weighted items: AUROC, F1, ...
+
+    For a mean `bootstrap_interval` draws the same resamples and is much faster.
+
+    Args:
+        statistics: int64 [n], how often a resample holds each item -> [m], the values. All that
+            are wanted in one call, so that they share their resamples. NaN is a statistic that a
+            resample leaves undefined, such as the AUROC of items of one class; that resample
+            doesn't count for it.
+        clusters: int [n] from 0; items of one cluster (patient, article) are drawn together.
+        seed: of the resampling.
+        replicates: how many resamples.
+        level: coverage.
+
+    Returns:
+        m intervals; their bounds are NaN where no resample defines the statistic.
+
+    Raises:
+        ValueError: no items.
+    """
+    if not len(clusters):
+        raise ValueError("an interval needs at least one item")
+    count = int(clusters.max()) + 1
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(count, size=count) for _ in range(replicates))
+    found = np.stack([statistics(np.bincount(d, minlength=count)[clusters]) for d in drawn])
+    tail = (1 - level) / 2
+    intervals = []
+    for values in found.T:
+        known = values[~np.isnan(values)]
+        bounds = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
+        intervals.append(Interval(float(bounds[0]), float(bounds[1])))
+    return intervals

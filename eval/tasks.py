@@ -1,6 +1,7 @@
 """What every kind of task shares: choosing rows, counting what is left out, and the result."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from eval.config import TaskConfig
 from eval.embed import Embedder, ImageFeatures
-from eval.metrics import Floats, Interval, Ints, bootstrap_interval
+from eval.metrics import Floats, Interval, Ints, bootstrap, bootstrap_interval
 from eval.readers import Dataset
 from eval.tables import Row, columns, text
 from vlp.config import UserError
@@ -71,6 +72,10 @@ class Result:
     """What only this kind of task has; goes into results.json as it is."""
     examples: list[Example] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    """One row per scored item, JSON-able: `id` (unique within the task), `cluster` (what the
+    bootstrap draws together), `value` (the item's credit, whose mean is the first score; None where
+    there is no such number), and what the kind of task adds, such as `label` and `scores`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,10 @@ class Inputs:
             clusters=clusters,
             replicates=self.replicates,
         )
+
+    def intervals(self, statistics: Callable[[Ints], Floats], clusters: Ints) -> list[Interval]:
+        """The bootstrap intervals of any statistics of weighted items; see metrics.bootstrap."""
+        return bootstrap(statistics, clusters, seed=self.seed, replicates=self.replicates)
 
 
 @dataclass(frozen=True)
