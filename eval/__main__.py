@@ -7,7 +7,7 @@ import importlib
 import shlex
 from pathlib import Path
 
-from eval.config import load_suite
+from eval.suite_files import load_suite
 from vlp.config import UserError, run_program
 
 COMMANDS: dict[str, str] = {}

@@ -4,41 +4,17 @@ Everything that can be checked without data or model is checked here, so that a 
 placeholder costs a second and not an hour of embedding.
 """
 
-import re
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omegaconf import MISSING
 
-from vlp.config import UserError, load_config, to_dict
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where a task's images come from, and the table that says what is on them."""
-
-    reader: Literal["shards", "clip_benchmark", "table"] = MISSING
-    """`shards`: a folder of data_prep; `clip_benchmark`: a WebDataset folder in the layout of
-    CLIP_benchmark; `table`: a CSV, JSONL or Parquet file with a column of image paths."""
-    path: str = MISSING
-    """The folder or file; relative to data_root."""
-    split: str = "test"
-    """Which split to score; '' takes a table whole."""
-    labels: str = ""
-    """For shards: a table (CSV, JSONL, Parquet) joined on the sample's `image`; relative to
-    data_root. Without it the sample's own JSON is the one row."""
-    image_root: str = ""
-    """For tables: the folder to which image paths are relative (and which they can't leave);
-    relative to data_root. Empty: the table's folder."""
-    image_column: str = "image"
-    """For tables: the column of image paths."""
-    caption_column: str = "caption"
-    """For tables: the column of captions (a string or a list of them); used by retrieval."""
-    split_column: str = "split"
-    """For tables: the column of split names."""
+from eval.data_config import DataConfig as DataConfig
+from eval.data_config import OriginConfig
+from eval.options import LeakageConfig, ProbeConfig, RobustnessConfig
+from vlp.config import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +90,11 @@ class TaskConfig:
     """What to do with the data."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images and labels."""
+    origin: OriginConfig = field(default_factory=OriginConfig)
+    """Where the data can be had; what `list` and `fetch` read."""
+    expect: dict[str, int] = field(default_factory=dict)
+    """What `check` compares the data with, after `where`: images, rows, and rows with a value in a
+    column: {images: 624, label=1: 390}."""
     source: str = MISSING
     """Where the protocol (split, classes, prompts, metric) comes from."""
     notes: list[str] = field(default_factory=list)
@@ -197,79 +178,17 @@ class EvalConfig:
     """Seed of the bootstrap and of shuffled baselines."""
     replicates: int = 1000
     """Bootstrap resamples behind each interval."""
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
+    """Scores on corrupted images: robustness.corruptions=[all]"""
+    leakage: LeakageConfig = field(default_factory=LeakageConfig)
+    """Test images in the training data: leakage.train=[FOLDER]"""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Settings of `python -m eval probe`."""
 
     def __post_init__(self) -> None:
         for key, least in (("batch_size", 1), ("workers", 0), ("replicates", 100)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)}: set it to {least} or more")
-
-
-def load_suite(argv: Sequence[str], program: str = "") -> EvalConfig:
-    """Read suites and `key=value` pairs; the tasks that they include are entries of `tasks`.
-
-    Raises:
-        UserError: names the file and the key.
-    """
-    return load_config(EvalConfig, argv, program, with_included)
-
-
-def with_included(suite: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """A suite's keys, its `include` replaced by what the task files say.
-
-    `include` is a list of names, or a mapping of the name in this suite to the file's. Keys that
-    the suite has under `tasks` are laid over those of the file.
-
-    Raises:
-        UserError: no such task file, or one that is wrong.
-    """
-    included = content.pop("include", None) or {}
-    if isinstance(included, list):
-        included = {name: name for name in included}
-    if not isinstance(included, dict):
-        raise UserError(f"{suite}: include: write a list of names of files in tasks/")
-    if not included:
-        return content
-    own = content.get("tasks") or {}
-    tasks = {
-        str(name): _laid_over(read_task(_task_file(suite, file)), own.get(name) or {})
-        for name, file in included.items()
-    }
-    return {**content, "tasks": {**tasks, **{k: v for k, v in own.items() if k not in tasks}}}
-
-
-def read_task(path: Path) -> dict[str, Any]:
-    """The keys of a task's file, all of them, checked.
-
-    Raises:
-        UserError: names the file and the key.
-    """
-    try:
-        task = load_config(TaskConfig, [str(path)])
-        for key, problem in _problems(task):
-            raise UserError(f"{key}: {problem}")
-    except UserError as error:
-        known = str(error).startswith(f"{path}: ")
-        raise UserError(str(error) if known else f"{path}: {error}") from None
-    return to_dict(task)
-
-
-def _task_file(suite: Path, name: Any) -> Path:
-    folder = suite.parent / "tasks"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
-        raise UserError(f"{suite}: include: '{name}' is not the name of a file in {folder}")
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"{suite}: include: there is no {path}; see python -m eval list")
-    return path
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`below` with the keys of `above` in place of its own, nested mappings key by key."""
-    both = dict(below)
-    for key, value in above.items():
-        nested = isinstance(value, dict) and isinstance(below.get(key), dict)
-        both[key] = _laid_over(below[key], value) if nested else value
-    return both
 
 
 def chosen_tasks(config: EvalConfig, suite: str) -> dict[str, TaskConfig]:
@@ -288,7 +207,7 @@ def chosen_tasks(config: EvalConfig, suite: str) -> dict[str, TaskConfig]:
             raise UserError(f"{suite}: only: no task '{name}'; there are {_names(config.tasks)}")
     tasks = {name: config.tasks[name] for name in (config.only or config.tasks)}
     for name, task in tasks.items():
-        for key, problem in _problems(task):
+        for key, problem in problems(task):
             raise UserError(f"{suite}: tasks.{name}.{key}: {problem}")
     return tasks
 
@@ -314,7 +233,7 @@ def label_columns(label: str) -> list[str]:
     return sorted(placeholders(label)) or [label]
 
 
-def _problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
+def problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
     """(key, what is wrong and what to do), the most basic first."""
     if task.kind == "classification":
         yield from _classification_problems(task)

@@ -3,9 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from eval.config import load_suite
 from eval.embed import Embedder
 from eval.suite import prepare, score
+from eval.suite_files import load_suite
 
 
 class SuiteScorer:
