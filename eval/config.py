@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from eval.data_config import DataConfig as DataConfig
 from eval.data_config import OriginConfig
+from eval.label_config import CalibrationConfig, MultilabelConfig
 from eval.options import LeakageConfig, ProbeConfig, RobustnessConfig
 from vlp.config import UserError
 
@@ -86,7 +87,7 @@ class GroundingConfig:
 class TaskConfig:
     """One score: the data, the question asked of the model, and the protocol's source."""
 
-    kind: Literal["classification", "retrieval", "vqa", "grounding"] = MISSING
+    kind: Literal["classification", "multilabel", "retrieval", "vqa", "grounding"] = MISSING
     """What to do with the data."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images and labels."""
@@ -107,22 +108,40 @@ class TaskConfig:
     show_images: bool = True
     """Whether the report may contain images; false for data that mustn't leave its folder."""
     label: str = "label"
-    """classification: the column of class labels, or several, as in "{organ}, {finding}"."""
+    """classification: the column of class labels, or several, as in "{organ}, {finding}";
+    multilabel: the column of a list or vector of findings."""
     classes: dict[str, list[str]] = field(default_factory=dict)
-    """classification: label in the data -> names of the class in prompts. May be empty for a
-    CLIP_benchmark folder, which has its own classnames.txt."""
+    """classification, multilabel: label in the data -> names of the class in prompts. May be empty
+    for a CLIP_benchmark folder, which has its own classnames.txt."""
     templates: list[str] = field(default_factory=list)
-    """classification: prompts with `{c}` for the name of the class. May be empty for a
+    """classification, multilabel: prompts with `{c}` for the name of the class. May be empty for a
     CLIP_benchmark folder, which has its own file of templates."""
+    ensemble: Literal["clip", "biovil"] = "clip"
+    """classification, multilabel: how prompts become one embedding. `clip`: each is normalised,
+    then their mean; `biovil`: the mean of the embeddings as they are is normalised."""
     pool: Literal["mean", "max"] = "mean"
     """classification: `mean` embeds a class as the mean of all its prompts, as CLIP and
     CLIP_benchmark do. `max` keeps an embedding per name, and the nearest name counts: for classes
     whose names are different things (a radiograph of a chest, of a hand)."""
-    metric: Literal["accuracy", "mean_per_class_recall"] = "accuracy"
+    metric: Literal[
+        "accuracy", "mean_per_class_recall", "macro_f1", "f1", "auroc", "average_precision"
+    ] = "accuracy"
     """classification: the score that stands for the task in tables and plots. Mean per-class recall
-    (balanced accuracy) where the classes are uneven."""
+    (balanced accuracy) where the classes are uneven. With more than two classes, AUROC and average
+    precision are means over the classes, each against the rest."""
+    positive: str = ""
+    """classification: of two classes the one that is looked for. `f1` and `average_precision` are
+    then its own."""
+    multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
+    """multilabel: labels and prompts of findings that may occur together."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    """classification: bins, and how many labels a temperature is fitted on."""
     ks: list[int] = field(default_factory=lambda: [1, 5, 10])
     """retrieval: the cut-offs of recall@k."""
+    shared_caption: str = ""
+    """retrieval: the column whose equal values mark images that share their captions, such as the
+    panels of a figure. They are right answers to each other's captions, and a caption that several
+    of them repeat counts once. Empty: each image has captions of its own."""
     question: str = "question"
     """vqa: the column of questions."""
     answer: str = "answer"
@@ -235,8 +254,10 @@ def label_columns(label: str) -> list[str]:
 
 def problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
     """(key, what is wrong and what to do), the most basic first."""
-    if task.kind == "classification":
-        yield from _classification_problems(task)
+    if task.kind in ("classification", "multilabel"):
+        yield from _class_problems(task)
+        special = _multilabel_problems if task.kind == "multilabel" else _positive_problems
+        yield from special(task)
     elif task.kind == "retrieval":
         if not task.ks or min(task.ks) < 1:
             yield "ks", f"{list(task.ks)} needs cut-offs of 1 or more"
@@ -247,7 +268,7 @@ def problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
             yield "fixed_options", f"{list(task.fixed_options)} needs two different options or more"
 
 
-def _classification_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
+def _class_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
     try:
         label_columns(task.label)
     except ValueError as error:
@@ -255,16 +276,38 @@ def _classification_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
     own_files = task.data.reader == "clip_benchmark"
     if not task.classes and not own_files:
         yield "classes", "is empty; write `label: [name in prompts]` for each class"
-    if len(task.classes) == 1:
+    if len(task.classes) == 1 and task.kind == "classification":
         yield "classes", f"one class, {_names(task.classes)}, is no choice; write at least two"
     for label, names in task.classes.items():
         if not names or not all(name.strip() for name in names):
             yield f"classes.{label}", "needs at least one name, and no empty one"
-    if not task.templates and not own_files:
+    if not task.templates and not own_files and set(task.classes) - set(task.multilabel.prompts):
         yield "templates", "is empty; write at least one prompt with {c}"
     for template in task.templates:
         if problem := template_problem(template, {"c"}, {"c"}):
             yield "templates", problem
+
+
+def _positive_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
+    if task.positive and (task.positive not in task.classes or len(task.classes) != 2):
+        yield "positive", f"'{task.positive}' has to be one of two classes in `classes`"
+    if task.metric == "f1" and not task.positive:
+        yield "metric", "f1 needs `positive`; macro_f1 is the mean over the classes"
+
+
+def _multilabel_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
+    for template in task.multilabel.negative:
+        if problem := template_problem(template, {"c"}, {"c"}):
+            yield "multilabel.negative", problem
+    for label, pair in task.multilabel.prompts.items():
+        if label not in task.classes:
+            yield f"multilabel.prompts.{label}", f"no such class; there are {_names(task.classes)}"
+        if not pair.positive or not pair.negative:
+            yield f"multilabel.prompts.{label}", "needs positive and negative sentences"
+    if not task.multilabel.negative and task.multilabel.prompts:
+        yield "multilabel.negative", "is empty, but `prompts` has pairs; their scores don't compare"
+    if not task.multilabel.negative and task.multilabel.metric == "macro_f1":
+        yield "multilabel.metric", "macro_f1 needs a decision; write prompts in `negative`"
 
 
 def template_problem(template: str, known: set[str], needed: set[str]) -> str:

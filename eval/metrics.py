@@ -1,6 +1,7 @@
 """Scores as pure functions of arrays, and the interval that stands beside each of them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 class Interval(NamedTuple):
@@ -17,9 +19,15 @@ class Interval(NamedTuple):
     high: float
 
 
-def confusion_matrix(true: Ints, predicted: Ints, classes: int) -> Ints:
-    """Counts [classes, classes]: row = true class, column = predicted class."""
-    flat = np.bincount(true * classes + predicted, minlength=classes * classes)
+def confusion_matrix(
+    true: Ints, predicted: Ints, classes: int, weights: Ints | None = None
+) -> Ints:
+    """Counts [classes, classes]: row = true class, column = predicted class.
+
+    Args:
+        weights: int64 [n], how often each item counts, as in a resample. Without: once.
+    """
+    flat = np.bincount(true * classes + predicted, weights, minlength=classes * classes)
     return flat.reshape(classes, classes).astype(np.int64)
 
 
@@ -30,16 +38,114 @@ def accuracy(confusion: Ints) -> float:
 
 def per_class_recall(confusion: Ints) -> Floats:
     """[classes]: share of each true class that was recognised; NaN for a class without items."""
-    totals = confusion.sum(axis=1)
-    right = np.diagonal(confusion).astype(np.float64)
-    recall: Floats = np.full(len(totals), np.nan)
-    np.divide(right, totals, out=recall, where=totals > 0)
-    return recall
+    return _ratio(np.diagonal(confusion), confusion.sum(axis=1))
 
 
 def mean_per_class_recall(confusion: Ints) -> float:
     """Balanced accuracy: the mean recall of the classes that have items, as in scikit-learn."""
     return float(np.nanmean(per_class_recall(confusion)))
+
+
+def per_class_f1(confusion: Ints) -> Floats:
+    """[classes]: 2 TP / (2 TP + FP + FN); NaN for a class that is neither true nor predicted.
+
+    Its mean without the NaN is scikit-learn's macro F1.
+    """
+    right = np.diagonal(confusion)
+    return _ratio(2 * right, confusion.sum(axis=0) + confusion.sum(axis=1))
+
+
+def chance_f1(totals: Ints) -> Floats:
+    """[classes]: F1 of answers that are drawn evenly from all classes.
+
+    Args:
+        totals: [classes], items of each true class.
+
+    Returns:
+        2 E[TP] / (items of the class + E[answers]): the ratio of the expectations, which for more
+        than a few dozen items is also the expectation of the ratio. 0 for a class without items.
+    """
+    classes, n = len(totals), totals.sum()
+    return (2 * totals / classes) / (totals + n / classes)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Items sorted once by score, for many binary questions, so that a resample costs O(n) each."""
+
+    order: Ints
+    """[questions, n]: items by rising score; the other fields are in this order."""
+    first: Ints
+    """[questions, n]: where the run of equal scores begins in which an item stands."""
+    after: Ints
+    """[questions, n]: where that run ends, exclusive."""
+    positive: Bools
+    negative: Bools
+    """Both false: the item doesn't count for the question (its label isn't known)."""
+
+
+def rank(scores: Floats, positive: Bools, negative: Bools | None = None) -> Ranking:
+    """Sort for `areas`.
+
+    Args:
+        scores: [questions, n]; higher is more positive.
+        positive: [questions, n].
+        negative: [questions, n]. Without: all that aren't positive.
+    """
+    negative = ~positive if negative is None else negative
+    order = np.argsort(scores, axis=1, kind="stable")
+    ordered = np.take_along_axis(scores, order, axis=1)
+    index, edge = np.arange(scores.shape[1]), np.ones((len(scores), 1), bool)
+    change = ordered[:, 1:] != ordered[:, :-1]
+    first = np.maximum.accumulate(np.where(np.hstack([edge, change]), index, 0), axis=1)
+    ends = np.where(np.hstack([change, edge]), index + 1, len(index))
+    return Ranking(
+        order=order,
+        first=first,
+        after=np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1],
+        positive=np.take_along_axis(positive, order, axis=1),
+        negative=np.take_along_axis(negative, order, axis=1),
+    )
+
+
+def areas(ranking: Ranking, weights: Ints | None = None) -> tuple[Floats, Floats]:
+    """(AUROC [questions], average precision [questions]), both as in scikit-learn.
+
+    AUROC is the share of (positive, negative) pairs in the right order, equal scores counting
+    half. Average precision is the mean, over the positives, of the precision among the items whose
+    score is at least theirs.
+
+    Args:
+        weights: int64 [n], how often each item counts, as in a resample. Without: once.
+
+    Returns:
+        NaN where positives, or for AUROC negatives, are missing.
+    """
+    drawn = 1 if weights is None else weights[ranking.order]
+    positive, negative = drawn * ranking.positive, drawn * ranking.negative  # [questions, n]
+    below_positive, below_negative = _running(positive), _running(negative)  # [questions, n + 1]
+    positives, negatives = below_positive[:, -1:], below_negative[:, -1:]
+
+    lower = np.take_along_axis(below_negative, ranking.first, axis=1)
+    not_higher = np.take_along_axis(below_negative, ranking.after, axis=1)
+    pairs = (positive * (lower + not_higher)).sum(axis=1) / 2  # a tie counts half
+    auroc = _ratio(pairs, (positives * negatives)[:, 0])
+
+    hits = positives - np.take_along_axis(below_positive, ranking.first, axis=1)
+    found = hits + negatives - lower
+    precision = hits / np.maximum(found, 1)
+    return auroc, _ratio((positive * precision).sum(axis=1), positives[:, 0])
+
+
+def chance_average_precision(positives: int, n: int) -> float:
+    """Expected average precision of a random order: a little more than the share of positives.
+
+    The precision at rank k, given a positive there, is (1 + (k - 1) (P - 1) / (n - 1)) / k in
+    expectation; each rank is as likely to hold a positive as the next.
+    """
+    harmonic = float((1 / np.arange(1, n + 1)).sum())
+    others = (positives - 1) / (n - 1) if n > 1 else 0.0
+    return (harmonic + others * (n - harmonic)) / n
 
 
 def majority_share(true: Ints) -> float:
@@ -154,3 +260,17 @@ def bootstrap(
         bounds = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
         intervals.append(Interval(float(bounds[0]), float(bounds[1])))
     return intervals
+
+
+def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> Floats:
+    """part / whole; NaN where the whole is nothing."""
+    result: Floats = np.full(len(whole), np.nan)
+    np.divide(part, whole, out=result, where=whole > 0)
+    return result
+
+
+def _running(values: Ints) -> Ints:
+    """Sums of the first 0, 1, ..., n values of each row."""
+    sums = np.zeros((len(values), values.shape[1] + 1), np.int64)
+    np.cumsum(values, axis=1, out=sums[:, 1:])
+    return sums
