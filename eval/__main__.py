@@ -27,20 +27,23 @@ def main(argv: list[str]) -> None:
 
 
 def score(argv: list[str]) -> None:
-    """Score a model on a suite; writes results.json and report.html."""
+    """Score a model on a suite; writes TASK.json, TASK.items.parquet and report.html."""
     config = load_suite(argv, "python -m eval")
 
     # These import torch, which takes seconds: a mistake in the suite is told before.
+    from eval.console import print_table
     from eval.report import write_report
-    from eval.results import print_table, write_results
     from eval.suite import run_suite
 
     files = [arg for arg in argv if Path(arg).is_file()]
     command = shlex.join(["python", "-m", "eval", *argv])
     run = run_suite(config, " + ".join(files) or "command line", command)
-    write_results(run)
+    if run is None:  # a helper of rank 0
+        return
     report = write_report(run)
-    print_table(run, report)
+    print_table(
+        f"{config.name}: {run.model.name}", [done.record for done in run.tasks.values()], report
+    )
 
 
 if __name__ == "__main__":

@@ -183,10 +183,12 @@ class EvalConfig:
     data_root: str = "."
     """The folder to which the paths of the suite are relative."""
     out: str = ""
-    """Where results.json and report.html go. Empty: eval/SUITE beside a model's folder, or
-    eval-results/MODEL/SUITE for a model that has no folder."""
+    """Where TASK.json, TASK.items.parquet and report.html go. Empty: eval/SUITE beside a model's
+    folder, or eval-results/MODEL/SUITE for a model that has no folder."""
     cache: str = ""
     """Where embeddings are kept. Empty: the folder `cache` in `out`."""
+    overwrite: bool = False
+    """Score also what was scored in just this way before: same weights, data, task and options."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes cuda where there is one."""
     batch_size: int = 64

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from eval.readers import Dataset, ImageSource
+from eval.team import Team
 from vlp.config import UserError
 from vlp.data.image import ImageError, open_rgb
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:  # imports open_clip, which takes seconds
     from eval.model import Model
 
 CHUNK = 4096  # texts that are tokenised at a time
+LAYOUT = "2"  # of the kept files; part of their names
+PROBE = "Figure 1: H&E-stained section; T2-weighted MRI, 3.5 µm (n = 12)"
+"""A text by whose tokens tokenizers are told apart."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Embedder:
     batch_size: int = 64
     workers: int = 0
     progress: Progress = field(default_factory=lambda: Progress(disable=True))
+    team: Team = field(default_factory=Team)
+    """The processes among which batches are split; rank 0 asks, the others `help`."""
 
     def images(self, dataset: Dataset, name: str = "images") -> "ImageFeatures":
         """Embeddings of all images of a dataset.
@@ -52,57 +58,103 @@ class Embedder:
         preprocess = json.dumps(self.model.preprocess, sort_keys=True)
         kept = self._path("images", self.model.sha256, preprocess, dataset.fingerprint)
         found = _load(kept)
-        if found is not None:
-            return ImageFeatures(found[0], {int(i): reason for i, reason in found[1].items()})
-        features, broken = self._embed_images(dataset, name)
-        _store(kept, features, {str(i): reason for i, reason in broken.items()})
-        return ImageFeatures(features, broken)
+        if found is None:
+            self.team.tell(("images", dataset.fingerprint, name))
+            found = self._embed_images(dataset, name)
+            _store(kept, found)
+        return found
 
-    def texts(self, texts: Sequence[str], name: str = "texts") -> Tensor:
-        """Unit rows float32 [len(texts), D]."""
+    def texts(self, texts: Sequence[str], name: str = "texts", unit: bool = True) -> Tensor:
+        """Rows float32 [len(texts), D]; of length 1 unless `unit` is false."""
         chunks = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
         tokens = _hash_tokens(self.model.tokenize(chunk) for chunk in chunks)
-        kept = self._path("texts", self.model.sha256, tokens)
+        kind = "texts" if unit else "raw-texts"
+        kept = self._path(kind, self.model.sha256, tokens)
         found = _load(kept)
-        if found is not None:
-            return found[0]
-        rows = []
-        task = self.progress.add_task(name, total=len(texts))
-        for start in range(0, len(texts), self.batch_size):
-            rows.append(self.model.embed_texts(texts[start : start + self.batch_size]))
-            self.progress.advance(task, len(rows[-1]))
-        features = torch.cat(rows)
-        _store(kept, features, {})
-        return features
+        if found is None:
+            self.team.tell((kind, list(texts), name))
+            found = ImageFeatures(self._embed_texts(texts, name, unit), {})
+            _store(kept, found)
+        return found.features
 
-    def _embed_images(self, dataset: Dataset, name: str) -> tuple[Tensor, dict[int, str]]:
+    def tokenizer_sha256(self) -> str:
+        """SHA-256 of the token ids of one text."""
+        return _hash_tokens([self.model.tokenize([PROBE])])
+
+    def help(self, datasets: Iterable[Dataset]) -> None:
+        """Embed this rank's share of what rank 0 asks for, until it is done.
+
+        Raises:
+            UserError: this rank's files are not those of rank 0.
+        """
+        known = {dataset.fingerprint: dataset for dataset in datasets}
+        for kind, content, name in self.team.requests():
+            if kind in ("texts", "raw-texts"):
+                self._embed_texts(content, name, unit=kind == "texts")
+            elif content in known:
+                self._embed_images(known[content], name)
+            else:
+                raise UserError(f"{name}: other files on rank {self.team.rank} than on rank 0")
+
+    def _embed_images(self, dataset: Dataset, name: str) -> "ImageFeatures":
+        """Embeds this rank's batches; returns the rows of all ranks."""
+        batches = self._share(len(dataset.samples))
         loader: DataLoader = DataLoader(
             _Pixels(dataset.images, self.model, len(dataset.samples)),
-            batch_size=self.batch_size,
+            batch_sampler=[list(batch) for batch in batches],
             num_workers=self.workers,
             collate_fn=_collate,
         )
-        task = self.progress.add_task(name, total=len(dataset.samples))
+        task = self.progress.add_task(name, total=sum(map(len, batches)))
         broken: dict[int, str] = {}
-        features = None
-        for indices, pixels, reasons in loader:
+        digests: dict[int, bytes] = {}
+        parts: list[tuple[Tensor, Tensor]] = []
+        for indices, pixels, reasons, hashes in loader:
             broken |= reasons
+            digests |= hashes
             if len(indices):
-                rows = self.model.embed_pixels(pixels)
-                if features is None:
-                    features = torch.zeros(len(dataset.samples), rows.shape[1])
-                features[indices] = rows
+                parts.append((indices, self.model.embed_pixels(pixels)))
             self.progress.advance(task, len(indices) + len(reasons))
-        if features is None:
+
+        width = parts[0][1].shape[1] if parts else 0
+        shares = self.team.gather((width, broken, digests))
+        broken = {i: reason for _, found, _ in shares for i, reason in found.items()}
+        digests = {i: digest for _, _, found in shares for i, digest in found.items()}
+        if len(broken) == len(dataset.samples):
             first = dataset.samples[0].image
             raise UserError(
                 f"{name}: none of {len(broken)} images can be read; the first, '{first}': "
                 f"{broken[0]}"
             )
-        return features, broken
+        features = torch.zeros(len(dataset.samples), max(width for width, _, _ in shares))
+        for indices, rows in parts:
+            features[indices] = rows
+        sha256 = hashlib.sha256(b"".join(digests[i] for i in sorted(digests))).hexdigest()
+        return ImageFeatures(self.team.add(features), dict(sorted(broken.items())), sha256)
+
+    def _embed_texts(self, texts: Sequence[str], name: str, unit: bool) -> Tensor:
+        """Embeds this rank's batches; returns the rows of all ranks."""
+        batches = self._share(len(texts))
+        task = self.progress.add_task(name, total=sum(map(len, batches)))
+        parts = []
+        for batch in batches:
+            parts.append((batch, self.model.embed_texts(texts[batch.start : batch.stop], unit)))
+            self.progress.advance(task, len(batch))
+        width = max(self.team.gather(parts[0][1].shape[1] if parts else 0))
+        features = torch.zeros(len(texts), width)
+        for batch, rows in parts:
+            features[batch.start : batch.stop] = rows
+        return self.team.add(features)
+
+    def _share(self, count: int) -> list[range]:
+        """This rank's batches. Which rows make a batch doesn't depend on the number of ranks, so
+        the numbers don't either."""
+        size = self.batch_size
+        batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
+        return batches[self.team.rank :: self.team.size]
 
     def _path(self, kind: str, *parts: str) -> Path:
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        digest = hashlib.sha256("\0".join([LAYOUT, *parts]).encode()).hexdigest()
         return self.cache / f"{kind}-{digest[:32]}.safetensors"
 
 
@@ -114,6 +166,8 @@ class ImageFeatures:
     """float32 [N, D], unit rows; zeros for a broken image."""
     broken: dict[int, str]
     """Index of each image that can't be read -> why."""
+    sha256: str = ""
+    """Over the SHA-256 of each image's bytes: equal on any machine that has the same files."""
 
 
 class _Pixels(TorchDataset):
@@ -125,41 +179,49 @@ class _Pixels(TorchDataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str, bytes]:
+        """(index, pixels, why there are none, SHA-256 of the bytes or nothing)."""
+        digest = b""
         try:
-            return index, self.transform(open_rgb(self.images.read(index))), ""
+            data = self.images.read(index)
+            digest = hashlib.sha256(data).digest()
+            return index, self.transform(open_rgb(data)), "", digest
         except ImageError as error:
-            return index, None, str(error)
+            return index, None, str(error), digest
         except OSError as error:
-            return index, None, f"can't be read: {error.strerror}"
+            return index, None, f"can't be read: {error.strerror}", digest
 
 
 def _collate(
-    items: list[tuple[int, Tensor | None, str]],
-) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """(indices int64 [B], pixels [B, 3, H, W], index -> reason of the broken ones)."""
-    good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
-    broken = {index: reason for index, pixels, reason in items if pixels is None}
+    items: list[tuple[int, Tensor | None, str, bytes]],
+) -> tuple[Tensor, Tensor, dict[int, str], dict[int, bytes]]:
+    """(indices int64 [B], pixels [B, 3, H, W], index -> reason of the broken ones, -> SHA-256)."""
+    good = [(index, pixels) for index, pixels, _, _ in items if pixels is not None]
+    broken = {index: reason for index, pixels, reason, _ in items if pixels is None}
+    digests = {index: digest for index, _, _, digest in items}
     indices = torch.tensor([index for index, _ in good], dtype=torch.int64)
-    return indices, torch.stack([p for _, p in good]) if good else torch.empty(0), broken
+    stacked = torch.stack([pixels for _, pixels in good]) if good else torch.empty(0)
+    return indices, stacked, broken, digests
 
 
-def _load(path: Path) -> tuple[Tensor, dict[str, str]] | None:
-    """(features, reasons) of a kept file; None where there is none."""
+def _load(path: Path) -> ImageFeatures | None:
+    """What a kept file holds; None where there is none."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor("features"), json.loads(file.metadata()["broken"])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            about = file.metadata()
+            broken = {int(i): reason for i, reason in json.loads(about["broken"]).items()}
+            return ImageFeatures(file.get_tensor("features"), broken, about["sha256"])
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it") from None
 
 
-def _store(path: Path, features: Tensor, broken: dict[str, str]) -> None:
+def _store(path: Path, found: ImageFeatures) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    data = save({"features": features.contiguous()}, metadata={"broken": json.dumps(broken)})
-    temporary.write_bytes(data)
+    about = {"broken": json.dumps(found.broken), "sha256": found.sha256}
+    temporary.write_bytes(save({"features": found.features.contiguous()}, metadata=about))
     os.replace(temporary, path)
 
 

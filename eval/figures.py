@@ -1,11 +1,11 @@
 """Small drawings for the report, as SVG: sharp in print, a few hundred bytes each."""
 
+from collections.abc import Mapping
+
 from markupsafe import Markup
 
-from eval.tasks import Score
 
-
-def interval(score: Score) -> Markup:
+def interval(score: Mapping[str, float]) -> Markup:
     """A score on the axis from 0 to 1: point, 95% interval, chance as a dashed line."""
 
     def x(share: float) -> float:
@@ -19,10 +19,9 @@ def interval(score: Score) -> Markup:
         '<line class="bar" x1="{low}" x2="{high}" y1="11" y2="11"/>'
         '<circle class="point" cx="{value}" cy="11" r="4.5"/></svg>'
     ).format(
-        label=f"{score.value:.3f}, interval {score.low:.3f} to {score.high:.3f}, "
-        f"chance {score.chance:.3f}",
-        chance=x(score.chance),
-        low=x(score.low),
-        high=x(score.high),
-        value=x(score.value),
+        label="{value:.3f}, interval {low:.3f} to {high:.3f}, chance {chance:.3f}".format(**score),
+        chance=x(score["chance"]),
+        low=x(score["low"]),
+        high=x(score["high"]),
+        value=x(score["value"]),
     )

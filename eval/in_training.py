@@ -29,9 +29,8 @@ class SuiteScorer:
         model = load_model(str(folder), self.config.device)
         with tempfile.TemporaryDirectory() as cache:  # no weights come twice
             embedder = Embedder(model, Path(cache), self.config.batch_size, self.config.workers)
-            runs = score(self.config, self.tasks, self.datasets, embedder)
-        return {
-            f"zero_shot/{name}/{key}": run.result.scores[key].value
-            for name, run in runs.items()
-            for key in run.result.headline
-        }
+            return {
+                f"zero_shot/{name}/{key}": result.scores[key].value
+                for name, result, _ in score(self.config, self.tasks, self.datasets, embedder)
+                for key in result.headline
+            }

@@ -10,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from eval import figures
-from eval.results import percent, remarks, results
+from eval.console import interval, percent, remarks, shown
+from eval.results import Record
 from eval.suite import Run, TaskRun
-from eval.tasks import Example, Score
 from vlp.config import write_text
 from vlp.curves import Panel, draw, read_metrics, series_of
 from vlp.data.image import open_rgb
@@ -36,7 +36,7 @@ PANELS = (
 
 
 def write_report(run: Run) -> Path:
-    """Write report.html beside results.json; returns its path."""
+    """Write report.html beside the tasks' files; returns its path."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # captions and file names come from strangers
@@ -44,11 +44,12 @@ def write_report(run: Run) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "label": label, "interval": figures.interval}
+    environment.filters |= {"percent": percent, "label": label, "plot": figures.interval}
+    environment.globals |= {"shown": shown, "interval": interval}
     size = run.model.preprocess["size"]
     page = environment.get_template("report.html.j2").render(
         run=run,
-        record=results(run),
+        record=next(iter(run.tasks.values())).record,
         size=size if isinstance(size, int) else " × ".join(map(str, size)),
         panels=training_curves(run.model.folder),
         tasks=[_section(name, done) for name, done in run.tasks.items()],
@@ -81,22 +82,23 @@ def training_curves(folder: Path | None) -> list[dict[str, Any]]:
 
 def _section(name: str, done: TaskRun) -> dict[str, Any]:
     """What the template shows of a task."""
-    groups: dict[str, list[Example]] = {}
-    for example in done.result.examples:
-        groups.setdefault(example.group, []).append(example)
+    record = done.record
+    groups: dict[str, list[Record]] = {}
+    for example in record["examples"]:
+        groups.setdefault(example["group"], []).append(example)
     show = functools.cache(lambda index: _thumbnail(done, index))
     return {
         "name": name,
         "task": done.task,
-        "result": done.result,
-        "details": done.result.details,
-        "remarks": remarks(done),
+        "result": record,
+        "details": record["details"],
+        "remarks": remarks(record),
         "groups": groups,
         "thumbnail": show,
-        "shares": _row_shares(done.result.details.get("confusion", [])),
+        "shares": _row_shares(record["details"].get("confusion", [])),
         "types": {
-            kind: (row, Score(row["accuracy"], row["low"], row["high"], row["chance"]))
-            for kind, row in done.result.details.get("by_question_type", {}).items()
+            kind: (row, {"value": row["accuracy"], **row})
+            for kind, row in record["details"].get("by_question_type", {}).items()
         },
     }
 

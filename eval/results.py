@@ -1,45 +1,97 @@
-"""results.json, and the table that ends a run."""
+"""One file per model and task: TASK.json holds the scores and all that is needed to judge and to
+repeat them, TASK.items.parquet what the model made of each item.
+
+The JSON is written last, so a task without it isn't finished. A finished task is not scored again
+as long as nothing has changed that decides its numbers: so a suite goes on after a kill.
+"""
 
 import hashlib
 import importlib.metadata
 import json
+import math
+import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from eval.suite import Run, TaskRun
-from vlp.config import to_dict, write_text
+from eval.config import EvalConfig, TaskConfig
+from vlp.config import UserError, to_dict, write_text
 
-FORMAT = {"format": "biovlp-eval", "version": 1}
+if TYPE_CHECKING:  # these import torch, which takes seconds; tables of results need none
+    from eval.embed import Embedder, ImageFeatures
+    from eval.readers import Dataset
+    from eval.tasks import Result
+
+FORMAT, VERSION = "biovlp-eval-task", 1
+"""The version grows when keys or the meaning of a score change; what was scored under another one
+is scored again."""
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "pillow", "numpy")
 LISTED_IMAGES = 1000
 """Broken images that are listed by name; all of them are counted."""
+MAX_BYTES = 1 << 28
+"""Of a results file that is read: it may come from anywhere."""
+NEEDED = ("task", "kind", "model", "data", "config", "options", "n", "scores", "headline")
+INDIFFERENT = (
+    *("model", "name", "tasks", "only", "data_root", "out", "cache", "overwrite"),
+    *("device", "batch_size", "workers", "probe", "wandb"),
+)
+"""Keys of EvalConfig that decide no number, or that stand elsewhere in the record."""
+
+Record = dict[str, Any]
 
 
-def results(run: Run) -> dict[str, Any]:
-    """All that is needed to judge and to repeat the scores, as plain JSON."""
+def run_header(config: EvalConfig, suite: str, command: str, embedder: "Embedder") -> Record:
+    """What the records of one run have in common."""
+    model = embedder.model
     return {
-        **FORMAT,
-        "suite": run.config.name,
-        "suite_file": run.suite,
-        "command": run.command,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": run.config.seed,
+        "format": FORMAT,
+        "version": VERSION,
+        "suite": config.name,
+        "suite_file": suite,
+        "command": command,
         "model": {
-            "name": run.model.name,
-            "sha256": run.model.sha256,
-            "preprocess": run.model.preprocess,
-            "notes": run.model.notes,
+            "name": model.name,
+            "sha256": model.sha256,
+            "preprocess": model.preprocess,
+            "tokenizer_sha256": embedder.tokenizer_sha256(),
+            "notes": model.notes,
         },
+        "options": {key: v for key, v in to_dict(config).items() if key not in INDIFFERENT},
         "versions": versions(),
-        "tasks": {name: _task(done) for name, done in run.tasks.items()},
-        "config": to_dict(run.config),
     }
+
+
+def task_header(
+    run: Record, name: str, task: TaskConfig, dataset: "Dataset", labels: str
+) -> Record:
+    """What is known of a task before it is scored; all that decides its numbers is in here.
+
+    Args:
+        run: of `run_header`.
+        labels: `labels_sha256` of the dataset.
+    """
+    header = {
+        **run,
+        "task": name,
+        "kind": task.kind,
+        "source": task.source,
+        "config": to_dict(task),
+        "data": {
+            "path": task.data.path,
+            "split": task.data.split,
+            "images": len(dataset.samples),
+            "sha256": dataset.fingerprint,
+            "labels_sha256": labels,
+        },
+    }
+    return dict(_plain(header))
 
 
 def versions() -> dict[str, str]:
@@ -48,105 +100,181 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "machine": platform.machine()}
 
 
-def write_results(run: Run) -> Path:
-    """Write results.json, at once or not at all."""
-    path = run.out / "results.json"
-    text = json.dumps(results(run), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
-    return path
-
-
-def print_table(run: Run, report: Path) -> None:
-    """The scores with n, interval and chance, then what was left out, then where the report is."""
-    table = Table(title=f"{run.config.name}: {run.model.name}", title_justify="left")
-    for column, side in (
-        ("task", "left"),
-        ("score", "left"),
-        ("value", "right"),
-        ("95% interval", "right"),
-        ("chance", "right"),
-        ("n", "right"),
-    ):
-        table.add_column(column, justify=side, no_wrap=column != "score")  # type: ignore[arg-type]
-    for name, done in run.tasks.items():
-        for key, score in done.result.scores.items():
-            bold = "bold" if key in done.result.headline else ""
-            interval = f"{percent(score.low)} - {percent(score.high)}"
-            table.add_row(
-                name,
-                key.replace("_", " "),
-                percent(score.value),
-                interval,
-                percent(score.chance),
-                str(done.result.n),
-                style=bold,
-            )
-            name = ""
-        table.add_section()
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=100)  # logs are read wide
-    console.print(table)
-    for name, done in run.tasks.items():
-        for line in remarks(done):
-            console.print(f"{name}: {line}", markup=False, highlight=False)
-    for line in run.model.notes:
-        console.print(f"model: {line}", markup=False, highlight=False)
-    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
-
-
-def remarks(done: TaskRun) -> list[str]:
-    """What a reader has to know beside the score: traps of the data, and what was left out."""
-    result = done.result
-    lines = [*done.task.notes, *done.dataset.notes, *result.notes]
-    lines += [f"left out: {count} ({reason})" for reason, count in result.excluded.items()]
-    for key, value in result.details.get("baselines", {}).items():
-        lines.append(f"baseline {key.replace('_', ' ')}: {percent(value)}")
-    if "majority_share" in result.details:
-        share = percent(result.details["majority_share"])
-        lines.append(f"always the most frequent class: accuracy {share}")
-    return lines
-
-
-def percent(share: float) -> str:
-    """0.1234 -> '12.3%'."""
-    return f"{100 * share:.1f}%"
-
-
-def _task(done: TaskRun) -> dict[str, Any]:
-    result, task, broken = done.result, done.task, done.images.broken
-    return {
-        "kind": task.kind,
-        "source": task.source,
-        "n": result.n,
-        "scores": {key: asdict(score) for key, score in result.scores.items()},
-        "headline": result.headline,
-        "interval": {"level": 0.95, "method": "percentile bootstrap", "clusters": result.clusters},
-        "excluded": result.excluded,
-        "broken_images": {
-            "count": len(broken),
-            "first": [
-                {"image": done.dataset.samples[i].image, "reason": reason}
-                for i, reason in sorted(broken.items())[:LISTED_IMAGES]
-            ],
-        },
-        "notes": [*task.notes, *done.dataset.notes, *result.notes],
-        "data": {
-            "reader": task.data.reader,
-            "path": task.data.path,
-            "split": task.data.split,
-            "labels": task.data.labels,
-            "images": len(done.dataset.samples),
-            "sha256": done.dataset.fingerprint,
-            "labels_sha256": labels_hash(done),
-        },
-        **result.details,
-    }
-
-
-def labels_hash(done: TaskRun) -> str:
+def labels_sha256(dataset: "Dataset") -> str:
     """SHA-256 over names, captions and rows of the split: what decides the right answers."""
     digest = hashlib.sha256()
-    for sample in done.dataset.samples:
+    for sample in dataset.samples:
         line = json.dumps([sample.image, sample.captions, sample.rows], default=str, sort_keys=True)
         digest.update(line.encode())
     return digest.hexdigest()
+
+
+def decisive(record: Record) -> Record:
+    """What decides the numbers of a record: where it is equal, they are."""
+    model, data = record["model"], record["data"]
+    return {
+        **{key: record[key] for key in ("format", "version", "task", "config", "options")},
+        "model": {key: model[key] for key in ("sha256", "preprocess", "tokenizer_sha256")},
+        "data": {key: data[key] for key in ("sha256", "labels_sha256")},
+    }
+
+
+def finished(out: Path, header: Record) -> Record | None:
+    """The record of a task that was scored in just this way before; None if it has to be scored.
+
+    A file that isn't ours, or is damaged, is no reason to stop: it is written anew.
+    """
+    try:
+        record = read_record(out / f"{header['task']}.json")
+        if decisive(record) != decisive(header):
+            return None
+        read_items(out, record)
+    except (UserError, KeyError):
+        return None
+    return record
+
+
+def write_task(
+    out: Path, header: Record, result: "Result", dataset: "Dataset", images: "ImageFeatures"
+) -> Record:
+    """Write a task's two files, each at once or not at all, the JSON last.
+
+    Args:
+        header: of `task_header`.
+        images: the embeddings behind the result.
+
+    Returns:
+        What the JSON says.
+    """
+    name = header["task"]
+    body = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "n": result.n,
+        "scores": {key: asdict(score) for key, score in result.scores.items()},
+        "headline": result.headline,
+        "interval": {
+            "level": 0.95,
+            "method": "percentile bootstrap",
+            "cluster": header["config"]["cluster"],
+            "clusters": result.clusters,
+        },
+        "excluded": result.excluded,
+        "broken_images": {
+            "count": len(images.broken),
+            "first": [
+                {"image": dataset.samples[i].image, "reason": reason}
+                for i, reason in sorted(images.broken.items())[:LISTED_IMAGES]
+            ],
+        },
+        "notes": [*header["config"]["notes"], *dataset.notes, *result.notes],
+        "details": result.details,
+        "examples": [asdict(example) for example in result.examples],
+        "items": _write_items(out / f"{name}.items.parquet", result.items),
+    }
+    data = {**header["data"], "images_sha256": images.sha256}
+    record: Record = _plain({**header, "data": data, **body})
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(out / f"{name}.json", text + "\n")
+    return record
+
+
+def read_folder(folder: Path) -> dict[str, Record]:
+    """The records of a results folder by task, in the order of their names.
+
+    Raises:
+        UserError: no such folder, no results in it, or one that is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give one that `python -m eval` wrote")
+    paths = [path for path in sorted(folder.glob("*.json")) if _is_ours(path)]
+    records = {path.stem: read_record(path) for path in paths}
+    if not records:
+        raise UserError(f"{folder}: no TASK.json in it; give a folder that `python -m eval` wrote")
+    return records
+
+
+def read_record(path: Path) -> Record:
+    """The results of one task.
+
+    Raises:
+        UserError: missing, too large, not ours, or of another version.
+    """
+    record = _read_json(path)
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path}: not a result of `python -m eval`")
+    if record.get("version") != VERSION:
+        raise UserError(
+            f"{path}: of version {record.get('version')}, this program reads {VERSION}; score again"
+        )
+    if missing := [key for key in NEEDED if key not in record]:
+        raise UserError(f"{path}: no '{missing[0]}' in it; score again")
+    if record["task"] != path.stem:
+        raise UserError(f"{path}: holds the task '{record['task']}'; give the file its old name")
+    return record
+
+
+def read_items(folder: Path, record: Record) -> pa.Table | None:
+    """One row per item of a task; None for a task whose items aren't kept.
+
+    Raises:
+        UserError: missing, or not the file that the record was written with.
+    """
+    if record["items"] is None:
+        return None
+    path = folder / f"{record['task']}.items.parquet"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; score again") from None
+    if hashlib.sha256(content).hexdigest() != record["items"]["sha256"]:
+        raise UserError(f"{path}: not of the same run as {record['task']}.json; score again")
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not readable: {error}; score again") from None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a JSON file says that it holds results: other programs' files may lie beside them."""
+    return _read_json(path).get("format") == FORMAT
+
+
+def _read_json(path: Path) -> Record:
+    """A JSON file's object; {} for other content."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB; not a result")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as a result: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _write_items(path: Path, items: Sequence[Mapping[str, Any]]) -> Record | None:
+    """Write a task's items; returns what its JSON says of them."""
+    if not items:
+        path.unlink(missing_ok=True)
+        return None
+    names = dict.fromkeys(name for item in items for name in item)
+    table = pa.table({name: [_plain(item.get(name)) for item in items] for name in names})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+    digest = hashlib.sha256(content).hexdigest()
+    return {"rows": len(items), "columns": table.column_names, "sha256": digest}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: numbers of NumPy become Python's, and what isn't finite null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

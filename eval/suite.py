@@ -1,6 +1,7 @@
 """A suite from its configuration to its results: check everything, embed once, score."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,9 @@ from eval import classification, retrieval_task, vqa
 from eval.config import DataConfig, EvalConfig, TaskConfig, chosen_tasks
 from eval.embed import Embedder, ImageFeatures
 from eval.readers import Dataset, open_dataset
+from eval.results import Record, finished, labels_sha256, run_header, task_header, write_task
 from eval.tasks import Inputs, Result
+from eval.team import check_same_model, join
 from vlp.config import UserError, save_config
 
 if TYPE_CHECKING:
@@ -26,14 +29,18 @@ KINDS: dict[str, ModuleType] = {
 """Each has `check(where, task, dataset)` and `evaluate(inputs) -> Result`."""
 
 
+Prepared = tuple[dict[str, TaskConfig], dict[DataConfig, Dataset]]
+"""Tasks by name, and the data of each."""
+
+
 @dataclass(frozen=True)
 class TaskRun:
-    """A task that was scored."""
+    """A task that was scored, now or before."""
 
     task: TaskConfig
     dataset: Dataset
-    images: ImageFeatures
-    result: Result
+    record: Record
+    """What its TASK.json says."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +48,22 @@ class Run:
     """A suite that was scored."""
 
     config: EvalConfig
-    suite: str
-    """The suite's file."""
-    command: str
-    """How to repeat it."""
     model: "Model"
     out: Path
     tasks: dict[str, TaskRun]
 
 
-def run_suite(config: EvalConfig, suite: str, command: str) -> Run:
-    """Score a model on the tasks of a suite.
+def run_suite(config: EvalConfig, suite: str, command: str) -> Run | None:
+    """Score a model on the tasks of a suite; each task's files are written as soon as it is done.
+
+    A task that was scored in just this way before is left as it is. Under torchrun all ranks embed.
 
     Args:
         suite: the suite's file, for errors.
         command: how to repeat this, for the results.
+
+    Returns:
+        The run; None on ranks other than 0.
 
     Raises:
         UserError: a suite, data or model that doesn't fit; all of the suite is checked before the
@@ -66,26 +74,60 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run:
     # open_clip takes seconds to import: a mistake in the suite is told before.
     from eval.model import load_model
 
-    model = load_model(config.model, config.device, config.seed)
+    team, device = join(config.device)
+    model = load_model(config.model, device, config.seed)
+    check_same_model(team, model.sha256)
     out = Path(config.out) if config.out else default_out(model, config.name)
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.yaml")
     cache = Path(config.cache) if config.cache else out / "cache"
-    with _progress() as progress:
-        embedder = Embedder(model, cache, config.batch_size, config.workers, progress)
-        scored = score(config, tasks, datasets, embedder)
-    return Run(config, suite, command, model, out, scored)
+    with _progress(disable=not team.is_main) as progress:
+        embedder = Embedder(model, cache, config.batch_size, config.workers, progress, team)
+        if not team.is_main:
+            embedder.help(datasets.values())
+            team.leave()
+            return None
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.yaml")
+        header = run_header(config, suite, command, embedder)
+        records = _score_rest(config, out, header, (tasks, datasets), embedder)
+        team.tell(None)
+    team.leave()
+    runs = {name: TaskRun(task, datasets[task.data], records[name]) for name, task in tasks.items()}
+    return Run(config, model, out, runs)
 
 
-def prepare(
-    config: EvalConfig, suite: str
-) -> tuple[dict[str, TaskConfig], dict[DataConfig, Dataset]]:
+def _score_rest(
+    config: EvalConfig, out: Path, header: Record, prepared: Prepared, embedder: Embedder
+) -> dict[str, Record]:
+    """Score the tasks that aren't finished; the records of all of them."""
+    tasks, datasets = prepared
+    labels = {data: labels_sha256(dataset) for data, dataset in datasets.items()}
+    headers = {
+        name: task_header(header, name, task, datasets[task.data], labels[task.data])
+        for name, task in tasks.items()
+    }
+    records = {}
+    for name in tasks if not config.overwrite else ():
+        if record := finished(out, headers[name]):
+            records[name] = record
+    bar = embedder.progress.add_task("tasks", total=len(tasks), completed=len(records))
+    rest = {name: task for name, task in tasks.items() if name not in records}
+    for name, result, images in score(config, rest, datasets, embedder):
+        dataset = datasets[tasks[name].data]
+        records[name] = write_task(out, headers[name], result, dataset, images)
+        embedder.progress.advance(bar)
+    return records
+
+
+def prepare(config: EvalConfig, suite: str) -> Prepared:
     """The tasks of a suite and their data, checked; no model is needed.
 
     Raises:
         UserError: a suite or data that don't fit.
     """
     tasks = chosen_tasks(config, suite)
+    for name in tasks:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError(f"{suite}: tasks.{name}: names a file; use A-Z a-z 0-9 _ -")
     datasets = _open_datasets(tasks, Path(config.data_root), suite)
     for name, task in tasks.items():
         KINDS[task.kind].check(f"{suite}: tasks.{name}", task, datasets[task.data])
@@ -97,19 +139,25 @@ def score(
     tasks: dict[str, TaskConfig],
     datasets: dict[DataConfig, Dataset],
     embedder: Embedder,
-) -> dict[str, TaskRun]:
-    """Score what `prepare` gave; tasks that differ in their labels only share the images' pass."""
+) -> Iterator[tuple[str, Result, ImageFeatures]]:
+    """Score what `prepare` gave, task by task; tasks on the same images share one pass over them.
+
+    Yields:
+        The task's name, its result and the embeddings behind it.
+    """
     features: dict[str, ImageFeatures] = {}
-    for data, dataset in datasets.items():
-        if dataset.fingerprint not in features:
-            features[dataset.fingerprint] = embedder.images(dataset, data.path)
-    runs = {}
-    for name, task in tasks.items():
+    ahead = [datasets[task.data].fingerprint for task in tasks.values()]
+    for position, (name, task) in enumerate(tasks.items()):
         dataset = datasets[task.data]
-        images = features[dataset.fingerprint]
+        images = features.get(dataset.fingerprint)
+        if images is None:
+            images = embedder.images(dataset, task.data.path)
+        if dataset.fingerprint in ahead[position + 1 :]:
+            features[dataset.fingerprint] = images
+        else:
+            features.pop(dataset.fingerprint, None)
         inputs = Inputs(task, dataset, images, embedder, name, config.seed, config.replicates)
-        runs[name] = TaskRun(task, dataset, images, KINDS[task.kind].evaluate(inputs))
-    return runs
+        yield name, KINDS[task.kind].evaluate(inputs), images
 
 
 def default_out(model: "Model", suite: str) -> Path:
@@ -133,10 +181,11 @@ def _open_datasets(
     return datasets
 
 
-def _progress() -> Progress:
+def _progress(disable: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        disable=disable,
     )
