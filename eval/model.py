@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from eval.tokens import patch_states, project
 from vlp.config import UserError
 
 CONFIG = "open_clip_config.json"
@@ -50,6 +51,8 @@ class Model:
         )
         """PIL image -> float32 [3, H, W], normalised; runs in the workers that decode."""
         self.device = next(network.parameters()).device
+        self.scale = float(self.network.logit_scale.exp())
+        """What the model multiplies cosines with before a softmax: its inverse temperature."""
         self.sha256 = _hash_weights(network)
 
     @torch.inference_mode()
@@ -58,19 +61,37 @@ class Model:
         features = self.network.encode_image(pixels.to(self.device))
         return normalize(features.float(), dim=1).cpu()
 
+    @torch.inference_mode()
+    def embed_patches(self, pixels: Tensor) -> Tensor:
+        """Transformed images [B, 3, H, W] -> unit rows float32 [B, h, w, D], on the CPU.
+
+        A patch's row is what pooling and projection make of this patch alone (eval/tokens.py), so
+        that its product with a text's row is their cosine. Rows of patches run from the upper left.
+
+        Raises:
+            UserError: an image tower whose patches aren't known.
+        """
+        visual = self.network.visual
+        states = patch_states(visual, pixels.to(self.device))
+        return normalize(project(visual, states).float(), dim=-1).cpu()
+
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images -> unit rows float32 [B, D], on the CPU."""
         return self.embed_pixels(torch.stack([self.transform(image) for image in images]))
 
     @torch.inference_mode()
-    def embed_tokens(self, tokens: Any) -> Tensor:
-        """What `tokenize` gave for B texts -> unit rows float32 [B, D], on the CPU."""
-        features = self.network.encode_text(tokens.to(self.device))
-        return normalize(features.float(), dim=1).cpu()
+    def embed_tokens(self, tokens: Any, unit: bool = True) -> Tensor:
+        """What `tokenize` gave for B texts -> rows float32 [B, D], on the CPU.
 
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> unit rows float32 [B, D], on the CPU."""
-        return self.embed_tokens(self.tokenize(texts))
+        Args:
+            unit: rows of length 1; otherwise as the tower gives them.
+        """
+        features = self.network.encode_text(tokens.to(self.device), normalize=False).float()
+        return (normalize(features, dim=1) if unit else features).cpu()
+
+    def embed_texts(self, texts: Sequence[str], unit: bool = True) -> Tensor:
+        """Texts -> rows float32 [B, D], on the CPU; of length 1 unless `unit` is false."""
+        return self.embed_tokens(self.tokenize(texts), unit)
 
     def tokenize(self, texts: Sequence[str]) -> Any:
         """Token ids: int64 [B, L] for open_clip's models, PackedText for ours."""
