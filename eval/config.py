@@ -15,72 +15,8 @@ from eval.data_config import DataConfig as DataConfig
 from eval.data_config import OriginConfig
 from eval.label_config import CalibrationConfig, MultilabelConfig
 from eval.options import LeakageConfig, ProbeConfig, RobustnessConfig
+from eval.vqa_config import GroundingConfig, VqaConfig, VqaTrainConfig
 from vlp.config import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class VqaConfig:
-    """Where the parts of a visual question stand that `question`, `answer` and so on don't say."""
-
-    id: str = "question_id"
-    """The column of names of items; without it items are called IMAGE#1, IMAGE#2, ..."""
-    answer_type: str = "answer_type"
-    """The column that says closed or open; an item without it is closed if it has options and its
-    answer is one of them, otherwise open."""
-    answer_is: Literal["text", "letter", "index"] = "text"
-    """How `answer` names the right option: its text, its letter (A, B, ...) or its number from 0.
-    """
-    option_columns: list[str] = field(default_factory=list)
-    """A column for each option, for tables without a column of lists: [option_A, option_B]. A
-    leading letter, as in "A: liver", is taken off."""
-    nested: str = ""
-    """The column that maps question types to {question, options, answer} or null, as u-Bench's
-    `captions` and `questions` do: each entry becomes an item."""
-    groups: list[str] = field(default_factory=list)
-    """Further columns by which scores are broken down, such as [dataset]."""
-    prompt: str = (
-        "Answer with a single letter, no extra details.\nQuestion: {question}\n{lettered_options}"
-    )
-    """What a generative model is asked where there are options."""
-    yes_no_prompt: str = "Question: {question}\nAnswer yes or no."
-    """What it is asked where the options are yes and no."""
-    open_prompt: str = "Question: {question}\nAnswer in a few words."
-    """What it is asked where there are no options."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroundingConfig:
-    """Phrases, their boxes, and how a map of similarities is judged (BioViL, arXiv 2204.09817)."""
-
-    phrase: str = "label_text"
-    """The column of phrases, as MS-CXR calls it; not used for boxes that have labels."""
-    boxes: str = "boxes"
-    """The column of boxes: a list of four numbers each, or a list of {label, box}, of which each
-    label makes an item."""
-    box_columns: list[str] = field(default_factory=list)
-    """The four columns of a table with one box a row: [x, y, w, h]; rows of one image with the same
-    phrase make one item."""
-    box_format: Literal["xywh", "corners"] = "xywh"
-    """Left, top, width, height, or left, top, right, bottom; in pixels of the stored image."""
-    phrases: dict[str, list[str]] = field(default_factory=dict)
-    """For boxes with labels: label -> phrases, whose embeddings are averaged. Labels that aren't
-    here are left out. Empty: the label itself."""
-    category: str = "category_name"
-    """The column of findings over which scores are averaged; for boxes with labels the label."""
-    sigma: float = 1.5
-    """Deviation of the Gaussian that smooths the map, in patches."""
-    interpolation: Literal["nearest", "bilinear"] = "nearest"
-    """How the map is enlarged from patches to pixels; `nearest` is hi-ml's."""
-    thresholds: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5])
-    """Cosines above which a pixel belongs to the phrase; IoU is averaged over them."""
-
-    def __post_init__(self) -> None:
-        if self.sigma < 0:
-            raise ValueError(f"grounding.sigma must not be negative, got {self.sigma}")
-        if len(self.box_columns) not in (0, 4):
-            raise ValueError(f"grounding.box_columns needs four, got {list(self.box_columns)}")
-        if not self.thresholds:
-            raise ValueError("grounding.thresholds is empty: write at least one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +141,8 @@ class EvalConfig:
     """Test images in the training data: leakage.train=[FOLDER]"""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """Settings of `python -m eval probe`."""
+    vqa_train: VqaTrainConfig = field(default_factory=VqaTrainConfig)
+    """Settings of `python -m eval vqa-train`."""
 
     def __post_init__(self) -> None:
         for key, least in (("batch_size", 1), ("workers", 0), ("replicates", 100)):
