@@ -40,9 +40,11 @@ MAX_BYTES = 1 << 28
 NEEDED = ("task", "kind", "model", "data", "config", "options", "n", "scores", "headline")
 INDIFFERENT = (
     *("model", "name", "tasks", "only", "data_root", "out", "cache", "overwrite"),
-    *("device", "batch_size", "workers", "probe", "wandb"),
+    *("device", "batch_size", "workers", "probe", "vqa_train", "wandb"),
 )
 """Keys of EvalConfig that decide no number, or that stand elsewhere in the record."""
+NOT_ASKED = ("source", "notes", "origin", "expect", "show_images", "calibration")
+"""Keys of TaskConfig that decide no score."""
 
 Record = dict[str, Any]
 
@@ -117,6 +119,14 @@ def decisive(record: Record) -> Record:
         "model": {key: model[key] for key in ("sha256", "preprocess", "tokenizer_sha256")},
         "data": {key: data[key] for key in ("sha256", "labels_sha256")},
     }
+
+
+def protocol(record: Record) -> Record:
+    """The keys of a task that decide what is asked of a model; where files lie doesn't."""
+    config = {key: value for key, value in record["config"].items() if key not in NOT_ASKED}
+    paths = ("path", "labels", "image_root")
+    data = {key: value for key, value in config["data"].items() if key not in paths}
+    return {**config, "data": data}
 
 
 def finished(out: Path, header: Record) -> Record | None:
