@@ -24,6 +24,11 @@ class DataConfig:
     Hugging Face path * for anything."""
     split: str = "test"
     """Which split to score, or several as in a|b; '' takes everything."""
+    train_split: str = "train"
+    """The split or splits to which `python -m eval probe` fits."""
+    val_split: str = "val"
+    """The split on which a probe's regularisation is chosen; where the data has none, a fifth of
+    the training split is held out."""
     labels: str = ""
     """For shards: a table (CSV, JSONL, Parquet) joined on the sample's `image`; relative to
     data_root. Without it the sample's own JSON is the one row. For hdf5: the file of labels."""
@@ -47,6 +52,8 @@ class DataConfig:
     one_hot: list[str] = field(default_factory=list, hash=False)
     """For tables with a column of 0 and 1 per class: these columns; the first of the highest names
     the row's `label`."""
+    columns: list[str] = field(default_factory=list, hash=False)
+    """For Hugging Face: the columns that are read besides the image. Empty: all."""
     same_images: bool = False
     """For Hugging Face: rows whose image is the same to the byte are one image with several rows,
     as where every question repeats it. Reads the files once more."""

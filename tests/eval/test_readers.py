@@ -99,7 +99,7 @@ def test_formats_give_the_same_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.xlsx", b"", "t.xlsx: not a table; there are .csv, .tsv, .jsonl, .parquet"),
+        ("t.xlsx", b"", "t.xlsx: not a table; there are .csv, .tsv, .json, .jsonl, .parquet"),
         ("t.csv", b"image\n\xff\xfe\n", "t.csv: not UTF-8 at byte"),
         ("t.csv", b"image,label\na.png\n", "row 1 doesn't have as many cells as the header"),
         ("t.csv", b"image,label\n", "t.csv: no rows"),
