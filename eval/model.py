@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from eval.answers import PREFIXES, load_answers
 from eval.tokens import patch_states, project
 from vlp.config import UserError
 
@@ -103,12 +104,15 @@ def load_model(name: str, device: str = "auto", seed: int = 0) -> Model:
 
     Args:
         name: a folder, `local-dir:FOLDER`, `hf-hub:ORG/NAME`, `NAME@PRETRAINED`, or `NAME` alone
-            for random weights (a baseline; drawn with `seed`).
+            for random weights (a baseline; drawn with `seed`). Or a generative model, as
+            eval/answers.py says, which only has what visual questions need.
         device: as torch names it, or `auto` for cuda where there is one.
 
     Raises:
         UserError: no such folder, name or device, or files that don't load.
     """
+    if name.startswith(PREFIXES):
+        return cast(Model, load_answers(name))
     device = _device(device)
     path = Path(name.removeprefix("local-dir:"))
     if name.startswith("local-dir:") or path.is_dir() or _looks_like_a_path(name):
