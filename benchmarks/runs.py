@@ -6,10 +6,10 @@ Claims: two ranks share the work nearly as well as two runs that know nothing of
 training waits for a checkpoint only while it is copied; and the first batch after resuming comes as
 soon in the middle of an epoch as at the start, since no sample is read again to find the place.
 
-Runs are `train.py` under torchrun on generated figures (corpus.py), with the demo's towers, one
-thread per rank, which loads its own batches. Samples per second are the run's own, from
-metrics.jsonl, without the first two rows. Two separate runs side by side show what the machine
-gives: the cores of a virtual machine may be threads of one.
+Runs are `train.py` under torchrun on generated figures (corpus.py), with towers like the demo's and
+one thread per rank, which loads its own batches; a batch is split among the ranks. Samples per
+second are the run's own, from metrics.jsonl, without the first two rows. Two separate runs side by
+side show what the machine gives: the cores of a virtual machine may be threads of one.
 """
 
 import os

@@ -5,7 +5,7 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.runners import UnitsFailed
+from data_prep.runners import UnitsFailed, start_server
 from vlp.config import UserError, load_config, run_program
 
 
@@ -50,6 +50,8 @@ def main(argv: list[str]) -> None:
     module = importlib.import_module(stage.module)
     config_class = getattr(module, stage.config)
     config = load_config(config_class, arguments, f"python -m data_prep {name}")
+    if getattr(config, "workers", 1) != 1 and getattr(config, "runner", "local") == "local":
+        start_server()
     try:
         module.run(config)
     except UnitsFailed as error:

@@ -14,6 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -182,6 +183,18 @@ def local_workers(work: Callable[[T], R], workers: int) -> Workers[T, R]:
     return ThisProcess(work) if workers == 1 else Processes(work, workers or core_count())
 
 
+def start_server() -> None:
+    """Begin to start the process that worker processes are forked from, unless it runs.
+
+    It imports what this process has imported until now, at the same time as this one goes on to
+    plan. Not plain fork: the display has a thread, and a forked copy of its lock can stay locked.
+    The server has no thread, and replaces a worker in no time.
+    """
+    names = (name for name in sys.modules if name.partition(".")[0] in _PRELOADED)
+    multiprocessing.set_forkserver_preload(sorted(names))
+    forkserver.ensure_running()
+
+
 def call(work: Callable[[T], R], item: T) -> R | Problem:
     """`work(item)`, or what went wrong."""
     try:
@@ -234,11 +247,8 @@ class Processes(Generic[T, R]):
     """
 
     def __init__(self, work: Callable[[T], R], count: int) -> None:
-        # Not fork: the display has a thread, and a forked copy of its lock can stay locked. The
-        # server has no thread but has imported what workers need: it replaces one in no time.
+        start_server()
         self._context = multiprocessing.get_context("forkserver")
-        names = (name for name in sys.modules if name.partition(".")[0] in _PRELOADED)
-        self._context.set_forkserver_preload(sorted(names))
         self._work, self._count = work, count
         self._workers: list[_Worker] = []
         self._failed_starts = 0

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep import arrow as arrow  # before pyarrow converts its first list
 from vlp.config import UserError
 
 FORMAT = "biovlp-shards"

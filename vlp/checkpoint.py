@@ -39,6 +39,7 @@ from torch.futures import Future as TorchFuture
 
 from vlp import distributed
 from vlp.config import UserError
+from vlp.models.weights import differences
 
 FACTS = "checkpoint.json"
 VERSION = 1
@@ -120,11 +121,15 @@ class Checkpoints:
         reader = dcp.HuggingFaceStorageReader(str(found.path))
         saved = reader.read_metadata().state_dict_metadata
         flat = _flat(tensors)
-        _compare(
-            found.path,
+        unlike = differences(
             {name: tuple(value.shape) for name, value in flat.items()},
             {name: tuple(getattr(value, "size", ())) for name, value in saved.items()},
         )
+        if unlike:
+            raise UserError(
+                f"{found.path}: of another model or optimiser ({unlike}); use the settings that it "
+                "was made with, or choose another name"
+            )
         dcp.load(flat, storage_reader=reader, process_group=self.group, no_dist=self.alone)
 
     def save(
@@ -320,27 +325,3 @@ def _reason(error: CheckpointException) -> str:
     """The first failure, in one line."""
     rank, (failure, _) = min(error.failures.items())
     return f"rank {rank}: {str(failure).splitlines()[0] or type(failure).__name__}"
-
-
-def _compare(
-    path: Path, own: Mapping[str, tuple[int, ...]], saved: Mapping[str, tuple[int, ...]]
-) -> None:
-    misshapen = [
-        f"{name} {saved[name]} (here {own[name]})"
-        for name in own
-        if name in saved and saved[name] != own[name]
-    ]
-    differences = [
-        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
-        for kind, names in (
-            ("missing", [name for name in own if name not in saved]),
-            ("unexpected", [name for name in saved if name not in own]),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
-    if differences:
-        raise UserError(
-            f"{path}: of another model or optimiser ({'; '.join(differences)}); use the settings "
-            "that it was made with, or choose another name"
-        )

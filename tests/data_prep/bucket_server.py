@@ -6,18 +6,16 @@ import json
 import shutil
 import socket
 import struct
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from tests.data_prep.factories import prepare, tree
+from tests.loopback import LoopbackServer, QuietHandler, running
 
 QUICK = ("first_wait=0.01", "timeout=0.4", "val_fraction=0.2", "test_fraction=0.2")
 """Keys of `pmc` for a bucket on this machine."""
@@ -30,23 +28,15 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-class Bucket(ThreadingHTTPServer):
+class Bucket(LoopbackServer):
     """Serves `root`. `faults[key]` are used up one by one by requests for that key; see `_fail`."""
 
-    daemon_threads = True
-
     def __init__(self, root: Path, page: int = 1000) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.root, self.page = root, page
         self.faults: dict[str, list[str]] = {}
         self.requests: Counter[str] = Counter()
         self.connections = self.open_now = self.most_open = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def next_fault(self, key: str) -> str:
         """The fault for this request, and count the request."""
@@ -55,29 +45,14 @@ class Bucket(ThreadingHTTPServer):
             waiting = self.faults.get(key, [])
             return waiting.pop(0) if waiting else ""
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that end early are what the tests are about."""
 
-
-@contextmanager
-def serve(root: Path, page: int = 1000) -> Iterator[Bucket]:
+def serve(root: Path, page: int = 1000) -> AbstractContextManager[Bucket]:
     """A running bucket."""
-    bucket = Bucket(root, page)
-    threading.Thread(target=bucket.serve_forever, daemon=True, args=(0.02,)).start()
-    try:
-        yield bucket
-    finally:
-        bucket.shutdown()
-        bucket.server_close()
+    return running(Bucket(root, page))
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(QuietHandler):
     server: Bucket
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
 
     def setup(self) -> None:
         super().setup()

@@ -1,6 +1,9 @@
 """The shard format: what we write, other readers of WebDataset read."""
 
+import importlib.util
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -129,3 +132,21 @@ def test_bad_manifest_is_named(tmp_path: Path, content: str | None, message: str
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=message):
         read_manifest(tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="pandas is not installed")
+def test_shards_are_made_without_importing_pandas() -> None:
+    """Which pyarrow would import in each worker; and what needs pandas still finds it."""
+    script = """
+import sys
+from data_prep.shards import index_table
+import pyarrow as pa
+assert "data_prep.arrow" in sys.modules
+index_table([])
+table = pa.Table.from_pydict({"a": ["x", None]})
+assert "pandas" not in sys.modules
+assert table.to_pandas()["a"].tolist()[0] == "x"
+import pandas
+assert pa.Table.from_pandas(pandas.DataFrame({"a": [1, 2]})).to_pydict() == {"a": [1, 2]}
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

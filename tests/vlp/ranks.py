@@ -19,19 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 Hook = Callable[[], None]
 """Runs in a rank before training; what it changes there is the fault that is tested."""
 
-CONFIG = """
-name: run
-model:
-  embed_dim: 32
-  image: {name: test_vit, size: 160}
-  text:
-    {vocab_size: 200, context_length: 32, max_positions: 32, width: 32, layers: 2, heads: 2,
-     mlp_width: 64, proj: linear}
-data: {workers: 1}
-optimizer: {warmup_steps: 2, learning_rate: 1e-3}
-train: {batch_size: 8, steps: 12, log_every: 1, eval_every: 6, checkpoint_every: 4}
-"""
-
 
 def _context() -> Any:
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -149,9 +136,10 @@ def arguments(home: Path, *overrides: str) -> list[str]:
 def make_home(folder: Path) -> Path:
     """A folder with a configuration and 23 samples to train on."""
     from tests.shard_factory import make_shards
+    from tests.vlp.tiny import RUN
 
     make_shards(folder / "shards", (9, 8, 5, 1), val=(7,), width=64, height=64)
-    (folder / "c.yaml").write_text(CONFIG)
+    (folder / "c.yaml").write_text(RUN)
     return folder
 
 

@@ -2,34 +2,25 @@
 
 import socket
 import struct
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+
+from tests.loopback import LoopbackServer, QuietHandler, running
 
 
-class ShardServer(ThreadingHTTPServer):
+class ShardServer(LoopbackServer):
     """Serves `root`. `faults[name]` are used up one by one by requests for that file; of
     `["always", fault]` nothing is. A fault is a status or one of those in `Handler._send`."""
 
-    daemon_threads = True
-
     def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.root = root
         self.faults: dict[str, list[str]] = {}
         self.requests: list[tuple[str, str, str]] = []
         self.sent = 0
         self.ranges = True
         self.most_open = self.open_now = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def gets(self, name: str = "") -> list[str]:
         """The ranges that were asked of files whose name ends so."""
@@ -43,29 +34,14 @@ class ShardServer(ThreadingHTTPServer):
                 return ""  # a HEAD has no body to cut
             return waiting[1] if waiting[0] == "always" else waiting.pop(0)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that end early are what the tests are about."""
 
-
-@contextmanager
-def serve(root: Path) -> Iterator[ShardServer]:
+def serve(root: Path) -> AbstractContextManager[ShardServer]:
     """A running server."""
-    server = ShardServer(root)
-    threading.Thread(target=server.serve_forever, daemon=True, args=(0.02,)).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return running(ShardServer(root))
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class Handler(QuietHandler):
     server: ShardServer
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self._answer("HEAD")

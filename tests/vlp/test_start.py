@@ -8,23 +8,18 @@ import torch
 
 from eval.retrieval import recall
 from tests.shard_factory import make_shards
+from tests.vlp.tiny import TOWERS
 from vlp.config import UserError, load_config
 from vlp.models.hub import load_pretrained
 from vlp.reporting import read_metrics
 from vlp.settings import Config
 from vlp.trainer import Trainer
 
-CONFIG = """
+CONFIG = f"""{TOWERS}
 name: first
-model:
-  embed_dim: 32
-  image: {name: test_vit, size: 160}
-  text:
-    {vocab_size: 200, context_length: 32, max_positions: 32, width: 32, layers: 2, heads: 2,
-     mlp_width: 64, proj: linear}
-data: {workers: 0}
-optimizer: {warmup_steps: 0, schedule: constant, learning_rate: 1e-3}
-train: {device: cpu, batch_size: 8, steps: 4, log_every: 1, eval_every: 0, checkpoint_every: 2}
+data: {{workers: 0}}
+optimizer: {{warmup_steps: 0, schedule: constant, learning_rate: 1e-3}}
+train: {{device: cpu, batch_size: 8, steps: 4, log_every: 1, eval_every: 0, checkpoint_every: 2}}
 """
 
 

@@ -20,6 +20,7 @@ import torch
 
 from eval.retrieval import recall
 from tests.shard_factory import make_samples, make_shards, write_shards
+from tests.vlp.tiny import RUN
 from vlp import checkpoint
 from vlp.config import UserError, load_config
 from vlp.data.image import open_rgb
@@ -30,24 +31,12 @@ from vlp.settings import Config
 from vlp.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = """
-name: run
-model:
-  embed_dim: 32
-  image: {name: test_vit, size: 160}
-  text:
-    {vocab_size: 200, context_length: 32, max_positions: 32, width: 32, layers: 2, heads: 2,
-     mlp_width: 64, proj: linear}
-data: {workers: 1}
-optimizer: {warmup_steps: 2, learning_rate: 1e-3}
-train: {batch_size: 8, steps: 12, log_every: 1, eval_every: 6, checkpoint_every: 4}
-"""
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     make_shards(tmp_path / "shards", (9, 8, 5, 1), val=(7,), width=64, height=64)
-    (tmp_path / "c.yaml").write_text(CONFIG)
+    (tmp_path / "c.yaml").write_text(RUN)
     return tmp_path
 
 

@@ -133,16 +133,6 @@ def test_bugs_keep_their_traceback() -> None:
         list(run(Pids(breaks=3)))
 
 
-def test_persistent_workers_serve_every_iteration() -> None:
-    config = DataConfig(workers=2)
-    loader = batches(Pids(), [[i] for i in range(6)], config, persistent=True)
-    assert len(loader) == 6
-    first, second = set(loader), set(loader)
-    assert first == second
-    other = batches(Pids(), [[i] for i in range(6)], config)
-    assert not set(other) & set(other)
-
-
 def test_pixels_of_workers_are_in_shared_memory(tmp_path: Path) -> None:
     """Written there by the worker, and not copied into the training process."""
     folder = make_shards(tmp_path / "s", (6,))

@@ -22,6 +22,25 @@ MODEL = ModelConfig(
     ),
 )
 
+TOWERS = """
+model:
+  embed_dim: 32
+  image: {name: test_vit, size: 160}
+  text:
+    {vocab_size: 200, context_length: 32, max_positions: 32, width: 32, layers: 2, heads: 2,
+     mlp_width: 64, proj: linear}
+"""
+RUN = (
+    TOWERS
+    + """
+name: run
+data: {workers: 1}
+optimizer: {warmup_steps: 2, learning_rate: 1e-3}
+train: {batch_size: 8, steps: 12, log_every: 1, eval_every: 6, checkpoint_every: 4}
+"""
+)
+"""Settings of a run of a few seconds."""
+
 CAPTIONS = [
     "Chest radiograph shows a left pleural effusion (arrow).",
     "Axial CT of the abdomen; 3 hypodense lesions in the liver.",

@@ -350,7 +350,6 @@ def batches(
     positions: Sampler[list[int]] | Sequence[list[int]],
     config: DataConfig,
     pin_memory: bool = False,
-    persistent: bool = False,
 ) -> Batches:
     """One Batch per list of positions, in order, made by `config.workers` processes.
 
@@ -359,7 +358,6 @@ def batches(
         positions: the lists.
         config: workers, prefetch and time-out.
         pin_memory: put batches where the device can fetch them by itself.
-        persistent: keep the processes for the next iteration; for loaders that are used again.
     """
     workers = config.workers
     loader: DataLoader[Any] = DataLoader(
@@ -369,7 +367,6 @@ def batches(
         collate_fn=_as_is,
         pin_memory=pin_memory,
         prefetch_factor=config.prefetch if workers else None,
-        persistent_workers=persistent and workers > 0,
         timeout=config.timeout if workers else 0,
         worker_init_fn=start_worker,
     )

@@ -48,24 +48,29 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
         UserError: names the first missing, unexpected and misshapen keys.
     """
     weights = {key: value for key, value in weights.items() if key not in IGNORED_KEYS}
-    own = model.state_dict()
-    misshapen = [
-        f"{key} {tuple(weights[key].shape)} (here {tuple(own[key].shape)})"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    differences = [
-        f"{len(keys)} {kind}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-        for kind, keys in (
-            ("missing", [key for key in own if key not in weights]),
-            ("unexpected", [key for key in weights if key not in own]),
-            ("of another shape", misshapen),
-        )
-        if keys
-    ]
-    if differences:
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if found := differences(own, {key: tuple(value.shape) for key, value in weights.items()}):
         raise UserError(
-            f"{origin}: weights of another architecture ({'; '.join(differences)}); "
+            f"{origin}: weights of another architecture ({found}); "
             "use the model settings that they were made with"
         )
     model.load_state_dict(weights)
+
+
+def differences(own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """How tensors' names and shapes differ from one's own, the first of each kind; '' for equal."""
+    misshapen = [
+        f"{name} {found[name]} (here {own[name]})"
+        for name in own
+        if name in found and found[name] != own[name]
+    ]
+    kinds = {
+        "missing": [name for name in own if name not in found],
+        "unexpected": [name for name in found if name not in own],
+        "of another shape": misshapen,
+    }
+    return "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+        for kind, names in kinds.items()
+        if names
+    )
