@@ -26,7 +26,7 @@ class Corruption:
     """One corruption at one severity, for the decoded image, before the model's transform."""
 
     name: str
-    """A key of CORRUPTIONS."""
+    """A key of CORRUPTIONS; anything at severity 0."""
     severity: int
     """1 to 5; 0 only reduces the image to `side`, and is what the others are compared with."""
     side: int
@@ -41,10 +41,15 @@ class Corruption:
         image = reduced(image, self.side)
         if self.severity == 0:
             return image
-        apply, amounts = CORRUPTIONS[self.name]
+        apply, _ = CORRUPTIONS[self.name]
         seed = int.from_bytes(hashlib.sha256(self.name.encode() + b"\0" + data).digest()[:8])
         # The same noise at each severity, only stronger, makes the curve smooth.
-        return apply(image, amounts[self.severity - 1], np.random.default_rng(seed))
+        return apply(image, self.amount, np.random.default_rng(seed))
+
+    @property
+    def amount(self) -> float:
+        """What the severity means for this corruption; 0 at severity 0."""
+        return CORRUPTIONS[self.name][1][self.severity - 1] if self.severity else 0
 
 
 def reduced(image: Image.Image, side: int) -> Image.Image:

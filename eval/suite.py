@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eval import classification, retrieval_task, vqa
 from eval.config import DataConfig, EvalConfig, TaskConfig, chosen_tasks
 from eval.embed import Embedder, ImageFeatures
+from eval.extras import Extras
 from eval.readers import Dataset, open_dataset
 from eval.results import Record, finished, labels_sha256, run_header, task_header, write_task
+from eval.robustness import corrupted_sets
 from eval.tasks import Inputs, Result
 from eval.team import check_same_model, join
 from vlp.config import UserError, save_config
@@ -79,10 +81,11 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run | None:
     check_same_model(team, model.sha256)
     out = Path(config.out) if config.out else default_out(model, config.name)
     cache = Path(config.cache) if config.cache else out / "cache"
-    with _progress(disable=not team.is_main) as progress:
+    with progress_bars(disable=not team.is_main) as progress:
         embedder = Embedder(model, cache, config.batch_size, config.workers, progress, team)
         if not team.is_main:
-            embedder.help(datasets.values())
+            corrupted = corrupted_sets(datasets.values(), config.robustness)
+            embedder.help([*datasets.values(), *corrupted])
             team.leave()
             return None
         out.mkdir(parents=True, exist_ok=True)
@@ -145,6 +148,7 @@ def score(
     Yields:
         The task's name, its result and the embeddings behind it.
     """
+    extras = Extras(config, [datasets[task.data] for task in tasks.values()], embedder)
     features: dict[str, ImageFeatures] = {}
     ahead = [datasets[task.data].fingerprint for task in tasks.values()]
     for position, (name, task) in enumerate(tasks.items()):
@@ -157,7 +161,8 @@ def score(
         else:
             features.pop(dataset.fingerprint, None)
         inputs = Inputs(task, dataset, images, embedder, name, config.seed, config.replicates)
-        yield name, KINDS[task.kind].evaluate(inputs), images
+        evaluate = KINDS[task.kind].evaluate
+        yield name, extras.added_to(evaluate(inputs), inputs, evaluate), images
 
 
 def default_out(model: "Model", suite: str) -> Path:
@@ -181,7 +186,8 @@ def _open_datasets(
     return datasets
 
 
-def _progress(disable: bool) -> Progress:
+def progress_bars(disable: bool) -> Progress:
+    """The bars of a program; `disable` shows none."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
