@@ -1,20 +1,24 @@
 """Zero-shot classification: the class whose prompts are nearest to the image.
 
-As in CLIP and CLIP_benchmark: per class, each prompt is embedded and normalised, the mean of them
-is normalised again, and the class with the highest cosine is the answer. With `pool: max` that is
-done per name of a class, and its nearest name speaks for the class.
+How prompts become the embedding of a class stands in eval/prompts.py; with `pool: max` each name of
+a class has its own, and the nearest one speaks for the class. AUROC and average precision rank
+items by the class's log-probability: the softmax over the classes at the model's own temperature.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from eval import metrics
-from eval.config import TaskConfig, label_columns, template_problem
+from eval.calibration import calibration
+from eval.class_scores import PER_CLASS, ClassScores, class_scores
+from eval.config import TaskConfig, label_columns
+from eval.metrics import Floats, Interval
+from eval.prompts import check_own_files, class_cosines, class_names, embed, prompts
 from eval.readers import Dataset
 from eval.tables import Row, text
 from eval.tasks import (
@@ -27,6 +31,7 @@ from eval.tasks import (
     broken_items,
     cluster_indices,
     drop,
+    identities,
     keep,
     select,
 )
@@ -44,7 +49,7 @@ def check(where: str, task: TaskConfig, dataset: Dataset) -> None:
         UserError: a label without a class, or a class that no row of any split has.
     """
     items = select(where, task, dataset, dict.fromkeys(label_columns(task.label), "label"))
-    _check_own_files(where, task, dataset)
+    check_own_files(where, task, dataset)
     classes = list(task.classes) or dataset.classes
     known = {label_of(task, row) for row in dataset.every_row if keep(row, task.where)}
     known |= {label_of(task, item.row) for item in items}
@@ -71,100 +76,95 @@ def label_of(task: TaskConfig, row: Row) -> str:
     return task.label.format(**parts) if "{" in task.label else parts[task.label]
 
 
-def prompts(task: TaskConfig, dataset: Dataset) -> dict[str, list[str]]:
-    """Label -> every text that is averaged for it."""
-    templates = list(task.templates) or dataset.templates
-    return {
-        label: [template.format(c=name) for name in names for template in templates]
-        for label, names in class_names(task, dataset).items()
-    }
-
-
-def class_names(task: TaskConfig, dataset: Dataset) -> dict[str, list[str]]:
-    """Label -> names of the class in prompts."""
-    return dict(task.classes) or {label: [label] for label in dataset.classes}
-
-
-def mean_embeddings(per_text: Tensor, counts: Sequence[int]) -> Tensor:
-    """Unit rows of all prompts [P, D] -> unit rows [len(counts), D].
-
-    Args:
-        counts: how many consecutive prompts make one mean.
-    """
-    means = [rows.mean(dim=0) for rows in per_text.split(list(counts))]
-    return normalize(torch.stack(means), dim=1)
-
-
-def class_cosines(
-    images: Tensor, per_text: Tensor, prompts: Sequence[int], names: Sequence[int]
-) -> Tensor:
-    """Cosine of each image to each class [n, C].
-
-    Args:
-        images: unit rows [n, D].
-        per_text: unit rows of all prompts [P, D], class by class, name by name.
-        prompts: how many prompts each name has.
-        names: how many names each class has.
-    """
-    cosines = images @ mean_embeddings(per_text, prompts).T  # [n, names]
-    return torch.stack([own.amax(dim=1) for own in cosines.split(list(names), dim=1)], dim=1)
-
-
 def evaluate(inputs: Inputs) -> Result:
-    """Accuracy and mean per-class recall of a task that `check` has passed."""
-    task = inputs.task
-    texts = prompts(task, inputs.dataset)
+    """All scores of a task that `check` has passed.
+
+    Raises:
+        UserError: nothing to score, or too few classes for the task's metric.
+    """
+    texts = prompts(inputs.task, inputs.dataset)
     labels = list(texts)
     items, excluded = _scored_items(inputs, labels)
-    true = np.array([labels.index(label_of(task, item.row)) for item in items])
+    true = np.array([labels.index(label_of(inputs.task, item.row)) for item in items])
+    cosines = _cosines(inputs, texts, items)
+    log_probabilities = log_softmax(inputs.embedder.model.scale * cosines, axis=1)
 
-    per_text = inputs.embedder.texts([t for group in texts.values() for t in group], inputs.name)
-    rows = inputs.images.features[[item.sample for item in items]]  # [n, D]
-    names = [len(own) for own in class_names(task, inputs.dataset).values()]
-    per_name = len(per_text) // sum(names)  # every name is put into every template
-    if task.pool == "max":
-        cosines = class_cosines(rows, per_text, [per_name] * sum(names), names)
-    else:
-        cosines = class_cosines(rows, per_text, [per_name * n for n in names], [1] * len(names))
-    predicted = cosines.argmax(dim=1).numpy()
-
-    confusion = metrics.confusion_matrix(true, predicted, len(labels))
-    right = (true == predicted).astype(np.float64)
-    clusters, count = cluster_indices(items, task.cluster)
-    chance, interval = 1 / len(labels), inputs.interval(right, clusters)
-    balanced = inputs.interval(right, clusters, strata=true)
-    mean_recall, recalls = (
-        metrics.mean_per_class_recall(confusion),
-        metrics.per_class_recall(confusion),
-    )
-    totals = confusion.sum(axis=1)
+    positive = labels.index(inputs.task.positive) if inputs.task.positive else None
+    scored = class_scores(true, log_probabilities, cosines.argmax(axis=1), positive)
+    clusters, count = cluster_indices(items, inputs.task.cluster)
+    values, chance = scored.overall(), scored.chance()
+    if inputs.task.metric not in values:
+        raise UserError(
+            f"tasks.{inputs.name}.metric: {inputs.task.metric} needs items of two classes or more"
+        )
+    intervals, bounds = scored.intervals(lambda f: inputs.intervals(f, clusters))
     return Result(
         n=len(items),
-        scores={
-            "accuracy": Score(metrics.accuracy(confusion), *interval, chance),
-            "mean_per_class_recall": Score(mean_recall, *balanced, chance),
-        },
-        headline=[task.metric],
+        scores={key: Score(value, *intervals[key], chance[key]) for key, value in values.items()},
+        headline=[inputs.task.metric],
         excluded=dict(excluded),
         clusters=count,
         details={
             "classes": labels,
             "prompts": texts,
-            "pool": task.pool,
-            "confusion": confusion.tolist(),
-            "per_class": {
-                label: {"n": int(n), "recall": None if n == 0 else float(recall)}
-                for label, n, recall in zip(labels, totals, recalls, strict=True)
-            },
+            "pool": inputs.task.pool,
+            "ensemble": inputs.task.ensemble,
+            "confusion": metrics.confusion_matrix(true, scored.predicted, len(labels)).tolist(),
+            "per_class": _per_class(scored, labels, bounds),
             "majority_share": metrics.majority_share(true),
+            "calibration": calibration(inputs, cosines, true, clusters),
         },
-        examples=_examples(items, true, cosines, labels, inputs),
+        examples=_examples(items, true, torch.from_numpy(cosines), labels, inputs),
         notes=[
             f"class '{label}' has no item in this split"
-            for label, n in zip(labels, totals, strict=True)
+            for label, n in zip(labels, scored.totals, strict=True)
             if n == 0
         ],
+        items=[
+            {
+                **identity,
+                "value": float(answer == label),
+                "label": labels[label],
+                "predicted": labels[answer],
+                "scores": row,
+            }
+            for identity, label, answer, row in zip(
+                identities(items, inputs),
+                true,
+                scored.predicted,
+                log_probabilities.tolist(),
+                strict=True,
+            )
+        ],
     )
+
+
+def _cosines(inputs: Inputs, texts: dict[str, list[str]], items: list[Item]) -> Floats:
+    """Cosine of each item to each class, float64 [n, C]."""
+    rows = inputs.images.features[[item.sample for item in items]]  # [n, D]
+    groups = list(texts.values())
+    names = [1] * len(groups)
+    if inputs.task.pool == "max":  # an embedding per name
+        names = [len(own) for own in class_names(inputs.task, inputs.dataset).values()]
+        size = sum(map(len, groups)) // sum(names)  # every name is put into every template
+        groups = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+    cosines: Floats = class_cosines(rows, embed(inputs, groups), names).double().numpy()
+    return cosines
+
+
+def _per_class(
+    scored: ClassScores, labels: list[str], bounds: list[list[Interval]]
+) -> dict[str, dict[str, Any]]:
+    """Label -> n, and of each score its value and interval."""
+    table: dict[str, dict[str, Any]] = {
+        label: {"n": int(n)} for label, n in zip(labels, scored.totals, strict=True)
+    }
+    for name, values, intervals in zip(PER_CLASS, scored.per_class(), bounds, strict=True):
+        for row, value, interval in zip(table.values(), values, intervals, strict=True):
+            known = not np.isnan(value)
+            row[name] = float(value) if known else None
+            row[f"{name}_interval"] = list(interval) if known else None
+    return table
 
 
 def _scored_items(inputs: Inputs, labels: list[str]) -> tuple[list[Item], Counter[str]]:
@@ -216,17 +216,3 @@ def _examples(
         )
         for i in list(worst.values())[:EXAMPLES]
     ]
-
-
-def _check_own_files(where: str, task: TaskConfig, dataset: Dataset) -> None:
-    """What the suite leaves to the dataset's own files has to be there, and right."""
-    if not task.classes and not dataset.classes:
-        raise UserError(f"{where}.classes: is empty, and so is classnames.txt; write the classes")
-    if not task.templates and not dataset.templates:
-        raise UserError(
-            f"{where}.templates: is empty, and so is zeroshot_classification_templates.txt; "
-            "write at least one prompt with {c}"
-        )
-    for template in () if task.templates else dataset.templates:
-        if problem := template_problem(template, {"c"}, {"c"}):
-            raise UserError(f"{where}: zeroshot_classification_templates.txt: {problem}")

@@ -66,7 +66,8 @@ def chance_f1(totals: Ints) -> Floats:
         than a few dozen items is also the expectation of the ratio. 0 for a class without items.
     """
     classes, n = len(totals), totals.sum()
-    return (2 * totals / classes) / (totals + n / classes)
+    found: Floats = (2 * totals / classes) / (totals + n / classes)
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ Ties: candidates of equal score stand in the order of their index, as in a stabl
 model, whose scores are all equal, therefore gets chance and not 100%.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-BLOCK = 2048  # a block of scores is BLOCK x BLOCK float32: 16 MiB
+BLOCK = {"cpu": 2048, "cuda": 16384}
+"""Rows and columns of scores in memory at a time: 16 MiB, on a GPU 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Ranks:
     image_to_text: Tensor
     """int64 [N]: per image, the rank of the best of its captions among all M captions."""
     text_to_image: Tensor
-    """int64 [M]: per caption, the rank of its image among all N images."""
+    """int64 [M]: per caption, the rank of the best of its images among all N images."""
 
 
 def recall(
@@ -49,7 +50,8 @@ def recall(
             f"pairs need equal shapes, found images {tuple(image_features.shape)} "
             f"and texts {tuple(text_features.shape)}"
         )
-    found = ranks(image_features, text_features, torch.arange(len(text_features)))
+    diagonal = torch.arange(len(text_features))
+    found = ranks(image_features, text_features, torch.stack([diagonal, diagonal], dim=1))
     return recall_of_ranks(found, ks)
 
 
@@ -63,47 +65,51 @@ def recall_of_ranks(found: Ranks, ks: Sequence[int]) -> dict[str, float]:
 
 
 def ranks(
-    image_features: Tensor, text_features: Tensor, image_of_text: Tensor, block: int = BLOCK
+    image_features: Tensor, text_features: Tensor, pairs: Tensor, block: int | None = None
 ) -> Ranks:
-    """Exact ranks both ways; an image may have several captions.
+    """Exact ranks both ways; an image may have several captions, a caption several images.
+
+    The time goes into N x M x D multiplications, and up to twice that where pairs lie far from the
+    diagonal of the matrix: keep a caption's place near its image's.
 
     Args:
         image_features: [N, D], any length and float type; normalised here.
         text_features: [M, D].
-        image_of_text: int64 [M], the index of the image to which each text belongs.
+        pairs: int64 [P, 2], image and text of each right pair, in any order.
         block: rows and columns of scores in memory at a time; the result doesn't depend on it
             (but for rounding, where two scores differ in the last bit).
 
     Raises:
-        ValueError: no rows, values that aren't finite, or an image without a caption.
+        ValueError: no rows, values that aren't finite, or an image or text without a pair.
     """
     images = _unit_rows(image_features, "image")
     texts = _unit_rows(text_features, "text")
-    owner = image_of_text.to(images.device)
-    _check_owners(owner, len(images), len(texts))
-    image_target, image_position, text_target = _targets(images, texts, owner, block)
+    pairs = pairs.to(images.device)
+    _check_pairs(pairs, len(images), len(texts))
+    block = block or BLOCK[images.device.type]
+    image_best, text_best = _best_pairs(images, texts, pairs, block)
 
     image_before = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     text_before = torch.zeros(len(texts), dtype=torch.int64, device=images.device)
-    for rows, columns, scores in _blocks(images, texts, block):
-        image_before[rows] += _count_before(
-            scores, image_target[rows], image_position[rows], columns.start
-        )
-        text_before[columns] += _count_before(
-            scores.T, text_target[columns], owner[columns], rows.start
-        )
+    for top in range(0, len(images), block):
+        rows = slice(top, min(top + block, len(images)))
+        for left in range(0, len(texts), block):
+            columns = slice(left, min(left + block, len(texts)))
+            scores = images[rows] @ texts[columns].T
+            image_before[rows] += _count_before(scores, image_best[rows], left)
+            text_before[columns] += _count_before(scores.T, text_best[columns], top)
     return Ranks(image_before.cpu() + 1, text_before.cpu() + 1)
 
 
 def nearest(
-    queries: Tensor, candidates: Tensor, k: int, block: int = BLOCK
+    queries: Tensor, candidates: Tensor, k: int, block: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k best candidates of each query: scores [Q, k] and indices int64 [Q, k], best first.
 
     Ties are in the order of the index, as in `ranks`.
     """
     queries, candidates = _unit_rows(queries, "query"), _unit_rows(candidates, "candidate")
-    k = min(k, len(candidates))
+    k, block = min(k, len(candidates)), block or BLOCK[queries.device.type]
     best_scores = queries.new_empty(len(queries), 0)
     best_indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(candidates), block):
@@ -118,56 +124,66 @@ def nearest(
     return best_scores.cpu(), best_indices.cpu()
 
 
-def _targets(
-    images: Tensor, texts: Tensor, owner: Tensor, block: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of the right answers: image_target [N], its caption's index [N], text_target [M].
+@dataclass(frozen=True)
+class _Best:
+    """The best right answer of each query; of equally good ones the first."""
+
+    score: Tensor
+    """float32 [Q]"""
+    index: Tensor
+    """int64 [Q]"""
+
+    def __getitem__(self, part: slice) -> "_Best":
+        return _Best(self.score[part], self.index[part])
+
+
+def _best_pairs(images: Tensor, texts: Tensor, pairs: Tensor, block: int) -> tuple[_Best, _Best]:
+    """The best text of each image and the best image of each text.
 
     The scores are taken out of the very blocks that `ranks` counts over: a separate dot product
     may differ in the last bit, and the right answer would then stand before or behind itself.
     """
-    image_target = torch.full((len(images),), -torch.inf, device=images.device)
-    image_position = torch.full_like(owner.new_empty(len(images)), len(texts))
-    text_target = torch.full((len(texts),), -torch.inf, device=images.device)
-    for rows, columns, scores in _blocks(images, texts, block, owner):
-        inside = (owner[columns] >= rows.start) & (owner[columns] < rows.stop)
-        column = inside.nonzero().squeeze(1)  # [P]: columns whose image is among the rows
-        row = owner[columns][column] - rows.start
-        value = scores[row, column]
-        text_target[columns.start + column] = value
-        image_target.scatter_reduce_(0, rows.start + row, value, "amax")
-    # The best caption of each image; of equally good ones the first.
-    best = text_target == image_target[owner]
-    image_position.scatter_reduce_(0, owner[best], best.nonzero().squeeze(1), "amin")
-    return image_target, image_position, text_target
+    blocks = pairs // block
+    _, where, sizes = torch.unique(blocks, dim=0, return_inverse=True, return_counts=True)
+    scores = torch.empty(len(pairs), device=images.device)
+    for part in where.argsort(stable=True).split(sizes.tolist()):
+        top, left = (blocks[part[0]] * block).tolist()
+        own = images[top : top + block] @ texts[left : left + block].T
+        row, column = (pairs[part] - torch.tensor([top, left], device=pairs.device)).unbind(dim=1)
+        scores[part] = own[row, column]
+    image, text = pairs.unbind(dim=1)
+    return _first_best(scores, image, text, len(images)), _first_best(
+        scores, text, image, len(texts)
+    )
 
 
-def _blocks(
-    images: Tensor, texts: Tensor, block: int, owner: Tensor | None = None
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, scores [rows, columns]); with `owner`, only blocks that hold a pair."""
-    for top in range(0, len(images), block):
-        rows = slice(top, min(top + block, len(images)))
-        for left in range(0, len(texts), block):
-            columns = slice(left, min(left + block, len(texts)))
-            if owner is not None:
-                part = owner[columns]
-                if not ((part >= rows.start) & (part < rows.stop)).any():
-                    continue
-            yield rows, columns, images[rows] @ texts[columns].T
+def _first_best(scores: Tensor, query: Tensor, answer: Tensor, queries: int) -> _Best:
+    """Of each query's pairs the highest score, and the lowest answer that has it."""
+    best = scores.new_full((queries,), -torch.inf).scatter_reduce_(0, query, scores, "amax")
+    at_best = scores == best[query]
+    index = torch.full_like(best, torch.iinfo(torch.int64).max, dtype=torch.int64)
+    return _Best(best, index.scatter_reduce_(0, query[at_best], answer[at_best], "amin"))
 
 
-def _count_before(scores: Tensor, target: Tensor, position: Tensor, first: int) -> Tensor:
-    """Per row, how many candidates stand before the target: higher, or equal with lower index.
+def _count_before(scores: Tensor, best: _Best, first: int) -> Tensor:
+    """Per row, how many candidates stand before the right one: higher, or equal and earlier.
 
     Args:
         scores: [Q, C], the candidates `first` to `first + C - 1`.
-        target: [Q], the score of the right answer; position: int64 [Q], its index.
+        best: of the Q queries.
     """
-    target = target[:, None]
-    index = torch.arange(first, first + scores.shape[1], device=scores.device)
-    tied_before = (scores == target) & (index < position[:, None])
-    return (scores > target).sum(dim=1) + tied_before.sum(dim=1)
+    end = first + scores.shape[1]
+    # All of the block earlier than the right answer: what is at least as high counts, and x >= t is
+    # x > the number below t. One comparison does, where two would take twice as long.
+    below = best.score.nextafter(best.score.new_tensor(-torch.inf))
+    threshold = torch.where(best.index >= end, below, best.score)
+    count = (scores > threshold[:, None]).sum(dim=1)
+    inside = ((best.index > first) & (best.index < end)).nonzero().squeeze(1)
+    if len(inside):  # the right answer stands in the block: of equal ones those before it count
+        earlier = torch.arange(first, end, device=scores.device) < best.index[inside, None]
+        tied = scores[inside] == best.score[inside, None]
+        count[inside] += (tied & earlier).sum(dim=1)
+    return count
 
 
 def _unit_rows(features: Tensor, name: str) -> Tensor:
@@ -179,12 +195,17 @@ def _unit_rows(features: Tensor, name: str) -> Tensor:
     return normalize(features, dim=1)
 
 
-def _check_owners(owner: Tensor, images: int, texts: int) -> None:
-    if owner.shape != (texts,):
-        raise ValueError(f"each of the {texts} texts needs the index of its image")
-    counts = torch.bincount(owner.clamp(0), minlength=images)
-    if len(counts) > images or (owner < 0).any():
-        raise ValueError(f"a text belongs to an image outside 0..{images - 1}")
-    if (counts == 0).any():
-        missing = int((counts == 0).nonzero()[0])
-        raise ValueError(f"image {missing} has no caption; leave it out")
+def _check_pairs(pairs: Tensor, images: int, texts: int) -> None:
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"pairs need the shape [pairs, 2], found {tuple(pairs.shape)}")
+    for column, count, name, other in (
+        (0, images, "image", "caption"),
+        (1, texts, "text", "image"),
+    ):
+        found = pairs[:, column]
+        outside = found[(found < 0) | (found >= count)]
+        if len(outside):
+            raise ValueError(f"a pair names {name} {int(outside[0])}, outside 0..{count - 1}")
+        missing = (torch.bincount(found, minlength=count) == 0).nonzero()
+        if len(missing):
+            raise ValueError(f"{name} {int(missing[0])} has no {other}; leave it out")

@@ -1,20 +1,25 @@
 """The retrieval task: captions of images, images of captions, over the whole split.
 
 Recall@k as in CLIP_benchmark and the CLIP papers: a query counts as found if at least one of its
-right answers is among the first k. With several captions per image, chance is higher one way.
+right answers is among the first k. With several captions per image, or several images per caption,
+chance is higher that way.
 """
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eval.config import TaskConfig
-from eval.metrics import Ints, chance_recall
+from eval.metrics import Bools, Floats, Ints, chance_recall
 from eval.readers import Dataset
-from eval.retrieval import Ranks, nearest, ranks, recall_of_ranks
-from eval.tables import columns
+from eval.retrieval import Ranks, nearest, ranks
+from eval.tables import columns, text
 from eval.tasks import (
     BROKEN,
     Answer,
@@ -25,14 +30,13 @@ from eval.tasks import (
     Score,
     check_columns,
     cluster_indices,
+    identities,
     keep,
 )
 from vlp.config import UserError
 
 EXAMPLES = 6  # queries shown, each way
 SHOWN = 5  # candidates shown for each
-
-Pairs = tuple[list[Item], list[str], Tensor]
 
 
 def check(where: str, task: TaskConfig, dataset: Dataset) -> None:
@@ -46,53 +50,96 @@ def check(where: str, task: TaskConfig, dataset: Dataset) -> None:
             f"{where}.data: no captions; set caption_column to one of "
             f"{', '.join(columns(dataset.every_row))}"
         )
-    check_columns(where, task, columns(dataset.every_row), {})
+    shared = {task.shared_caption: "shared_caption"} if task.shared_caption else {}
+    check_columns(where, task, columns(dataset.every_row), shared)
 
 
 def evaluate(inputs: Inputs) -> Result:
-    """Recall@k and median rank, both ways, of a task that `check` has passed."""
+    """Recall@k and median rank, both ways, of a task that `check` has passed.
+
+    Raises:
+        UserError: nothing to score.
+    """
     excluded: Counter[str] = Counter()
-    items, captions, owner = _pairs(inputs, excluded)
-    images = inputs.images.features[[item.sample for item in items]]  # [N, D]
-    texts = inputs.embedder.texts(captions, inputs.name)  # [M, D]
-    found = ranks(images, texts, owner)
+    pairs = _pairs(inputs, excluded)
+    device = inputs.embedder.model.device
+    images = inputs.images.features[[item.sample for item in pairs.items]]  # [N, D]
+    texts = inputs.embedder.texts(pairs.captions, inputs.name)  # [M, D]
+    found = ranks(images.to(device), texts.to(device), pairs.indices)
 
     ks = sorted(set(inputs.task.ks))
-    chance = _chance(owner.numpy(), len(items), len(captions), ks)
-    image_cluster, count = cluster_indices(items, inputs.task.cluster)
-    clusters = {"image_to_text": image_cluster, "text_to_image": image_cluster[owner.numpy()]}
-    scores = {}
-    for key, value in recall_of_ranks(found, ks).items():
-        direction, _, k = key.partition("_recall@")
-        hit = (getattr(found, direction) <= int(k)).double().numpy()
-        low, high = inputs.interval(hit, clusters[direction])
-        scores[key] = Score(value, low, high, chance[key])
-    repeated = len(captions) - len(set(captions))
+    image_cluster, count = cluster_indices(pairs.items, inputs.task.cluster)
+    clusters = {"image_to_text": image_cluster, "text_to_image": image_cluster[pairs.first_image]}
+    scores, medians = {}, {}
+    for direction, cluster in clusters.items():
+        own = getattr(found, direction).numpy()
+        hits = np.stack([own <= k for k in ks])  # [ks, queries]
+        *bounds, median = inputs.intervals(_recalls_and_median(hits, own), cluster)
+        for k, hit, (low, high) in zip(ks, hits, bounds, strict=True):
+            right, candidates = pairs.right(direction)
+            chance = chance_recall(k, right, candidates)
+            scores[f"{direction}_recall@{k}"] = Score(float(hit.mean()), low, high, chance)
+        medians[direction] = (float(np.median(own)), list(median))
+    repeated = len(pairs.captions) - len(set(pairs.captions))
     return Result(
-        n=len(items),
+        n=len(pairs.items),
         scores=scores,
         headline=[key for key in scores if key.endswith(f"@{ks[0]}")],
         excluded=dict(excluded),
         clusters=count,
         details={
-            "images": len(items),
-            "captions": len(captions),
-            "median_rank": {
-                "image_to_text": float(np.median(found.image_to_text)),
-                "text_to_image": float(np.median(found.text_to_image)),
+            "images": len(pairs.items),
+            "captions": len(pairs.captions),
+            "pairs": len(pairs.indices),
+            "median_rank": {direction: value for direction, (value, _) in medians.items()},
+            "median_rank_interval": {
+                direction: bounds for direction, (_, bounds) in medians.items()
             },
             "repeated_captions": repeated,
         },
-        examples=_examples(inputs, (items, captions, owner), texts, found),
+        examples=_examples(inputs, pairs, texts, found),
         notes=[f"{repeated} captions repeat another one word for word"] if repeated else [],
+        items=_item_rows(inputs, pairs, found, ks[0]),
     )
 
 
-def _pairs(inputs: Inputs, excluded: Counter[str]) -> Pairs:
-    """(images [N], captions [M], index of the image of each caption int64 [M])."""
-    items: list[Item] = []
-    captions: list[str] = []
-    owner: list[int] = []
+@dataclass(frozen=True)
+class _Pairs:
+    """Images, captions, and which of them belong together."""
+
+    items: list[Item]
+    captions: list[str]
+    indices: Tensor
+    """int64 [P, 2]: image and caption of each pair; captions in the order of their first image."""
+
+    @cached_property
+    def first_image(self) -> Ints:
+        """int64 [M]: the first image of each caption."""
+        owner = np.full(len(self.captions), len(self.items))
+        np.minimum.at(owner, self.indices[:, 1].numpy(), self.indices[:, 0].numpy())
+        return owner
+
+    @cached_property
+    def answers(self) -> dict[str, dict[int, set[int]]]:
+        """Direction -> query -> its right answers."""
+        found: dict[str, dict[int, set[int]]] = {"image_to_text": {}, "text_to_image": {}}
+        for image, caption in self.indices.tolist():
+            found["image_to_text"].setdefault(image, set()).add(caption)
+            found["text_to_image"].setdefault(caption, set()).add(image)
+        return found
+
+    def right(self, direction: str) -> tuple[Ints, int]:
+        """(right answers of each query, number of candidates)."""
+        images, captions = self.indices.unbind(dim=1)
+        if direction == "image_to_text":
+            return images.bincount().numpy(), len(self.captions)
+        return captions.bincount().numpy(), len(self.items)
+
+
+def _pairs(inputs: Inputs, excluded: Counter[str]) -> _Pairs:
+    """What takes part; images that share their captions are right answers to each other's."""
+    column = inputs.task.shared_caption
+    groups: dict[str, list[tuple[Item, list[str]]]] = {}
     for i, sample in enumerate(inputs.dataset.samples):
         rows = [row for row in sample.rows if keep(row, inputs.task.where)]
         found = [caption for caption in map(str.strip, sample.captions) if caption]
@@ -101,65 +148,119 @@ def _pairs(inputs: Inputs, excluded: Counter[str]) -> Pairs:
         if not found or i in inputs.images.broken:
             excluded[BROKEN if found else "no caption"] += 1
             continue
-        owner += [len(items)] * len(found)
-        captions += found
-        items.append(Item(i, rows[0] if rows else {}))
+        item = Item(i, rows[0] if rows else {})
+        # An image without a group's name stands for itself.
+        name = text(item.row.get(column)) if column else ""
+        groups.setdefault(name or f"\0{i}", []).append((item, found))
+    items: list[Item] = []
+    captions: list[str] = []
+    pairs: list[tuple[int, int]] = []
+    for group in groups.values():
+        texts = [caption for _, found in group for caption in found]
+        texts = list(dict.fromkeys(texts)) if len(group) > 1 else texts
+        pairs += [
+            (len(items) + i, len(captions) + j)
+            for i in range(len(group))
+            for j in range(len(texts))
+        ]
+        items += [item for item, _ in group]
+        captions += texts
     if not items:
         raise UserError(f"tasks.{inputs.name}: nothing to score: {dict(excluded)}")
-    return items, captions, torch.tensor(owner, dtype=torch.int64)
+    return _Pairs(items, captions, torch.tensor(pairs, dtype=torch.int64))
 
 
-def _chance(owner: Ints, images: int, captions: int, ks: list[int]) -> dict[str, float]:
-    """Expected recall of a random order, by direction and k."""
-    captions_of = np.bincount(owner, minlength=images)
-    one = np.ones(1, dtype=np.int64)
-    return {
-        **{f"image_to_text_recall@{k}": chance_recall(k, captions_of, captions) for k in ks},
-        **{f"text_to_image_recall@{k}": chance_recall(k, one, images) for k in ks},
-    }
+def _recalls_and_median(hits: Bools, found: Ints) -> Callable[[Ints], Floats]:
+    """Weights [queries] -> recall at each k, then the median rank.
+
+    Args:
+        hits: [ks, queries].
+        found: ranks [queries].
+    """
+    order = np.argsort(found, kind="stable")
+    ranked, credit = found[order], hits.astype(np.float64)
+
+    def resampled(weights: Ints) -> Floats:
+        below = np.cumsum(weights[order])
+        n = below[-1]
+        # The middle query, or of an even number the two in the middle.
+        middle = ranked[np.searchsorted(below, [(n - 1) // 2, n // 2], side="right")]
+        return np.array([*(credit @ weights / n), middle.mean()])
+
+    return resampled
 
 
-def _examples(inputs: Inputs, pairs: Pairs, texts: Tensor, found: Ranks) -> list[Example]:
+def _item_rows(inputs: Inputs, pairs: _Pairs, found: Ranks, k: int) -> list[dict[str, Any]]:
+    """A row per query: its rank, and as its value whether that is within the first cut-off."""
+
+    def row(direction: str, query: str, image: int, rank: int) -> dict[str, Any]:
+        return {
+            "id": f"{direction}: {query}",
+            "cluster": names[image]["cluster"],
+            "value": float(rank <= k),
+            "direction": direction,
+            "rank": rank,
+        }
+
+    names = identities(pairs.items, inputs)
+    return [
+        row("image_to_text", names[i]["id"], i, rank)
+        for i, rank in enumerate(found.image_to_text.tolist())
+    ] + [
+        row("text_to_image", f"{names[i]['id']} #{j}", i, rank)
+        for j, (i, rank) in enumerate(
+            zip(pairs.first_image.tolist(), found.text_to_image.tolist(), strict=True)
+        )
+    ]
+
+
+def _examples(inputs: Inputs, pairs: _Pairs, texts: Tensor, found: Ranks) -> list[Example]:
     """Queries both ways with their nearest candidates, and the right one if it isn't among them."""
-    items, captions, owner = pairs
-    images = inputs.images.features[[item.sample for item in items]]
-    names = [inputs.dataset.samples[item.sample].image for item in items]
-    owners = owner.tolist()
+    images = inputs.images.features[[item.sample for item in pairs.items]]
+    names = [inputs.dataset.samples[item.sample].image for item in pairs.items]
+    samples = [item.sample for item in pairs.items]
     examples = []
-    queries = _draw(found.image_to_text, inputs.seed)
-    for q, nearby in zip(queries, _nearest(images[queries], texts), strict=True):
-        rank = int(found.image_to_text[q])
-        if rank > SHOWN:
-            own = (owner == q).nonzero().squeeze(1)
-            cosines = texts[own] @ images[q]
-            nearby.append((float(cosines.max()), int(own[cosines.argmax()]), rank))
+    for q, nearby in _neighbours(inputs, pairs, "image_to_text", (images, texts), found):
+        right = pairs.answers["image_to_text"][q]
         answers = [
-            Answer(captions[j], None, score, owners[j] == q, place) for score, j, place in nearby
+            Answer(pairs.captions[j], None, score, j in right, rank) for score, j, rank in nearby
         ]
-        sample = items[q].sample
-        examples.append(Example("image to caption", names[q], "", sample, answers, rank == 1))
-    queries = _draw(found.text_to_image, inputs.seed)
-    for q, nearby in zip(queries, _nearest(texts[queries], images), strict=True):
-        rank = int(found.text_to_image[q])
-        if rank > SHOWN:
-            nearby.append((float(texts[q] @ images[owners[q]]), owners[q], rank))
+        hit = int(found.image_to_text[q]) == 1
+        examples.append(Example("image to caption", names[q], "", samples[q], answers, hit))
+    for q, nearby in _neighbours(inputs, pairs, "text_to_image", (texts, images), found):
+        right = pairs.answers["text_to_image"][q]
         answers = [
-            Answer(names[j], items[j].sample, score, j == owners[q], place)
-            for score, j, place in nearby
+            Answer(names[j], samples[j], score, j in right, rank) for score, j, rank in nearby
         ]
-        name = names[owners[q]]
-        examples.append(Example("caption to image", name, captions[q], None, answers, rank == 1))
+        name, hit = names[pairs.first_image[q]], int(found.text_to_image[q]) == 1
+        examples.append(Example("caption to image", name, pairs.captions[q], None, answers, hit))
     return examples
 
 
-def _nearest(queries: Tensor, candidates: Tensor) -> list[list[tuple[float, int, int]]]:
-    """Per query, (score, index, rank) of its first candidates."""
-    scores, order = nearest(queries, candidates, SHOWN)
-    ranked = range(1, scores.shape[1] + 1)
-    return [
-        list(zip(row, indices, ranked, strict=True))
-        for row, indices in zip(scores.tolist(), order.tolist(), strict=True)
-    ]
+def _neighbours(
+    inputs: Inputs,
+    pairs: _Pairs,
+    direction: str,
+    features: tuple[Tensor, Tensor],
+    found: Ranks,
+) -> list[tuple[int, list[tuple[float, int, int]]]]:
+    """(query, [(cosine, candidate, rank)]) of a few queries; the best right one always among them.
+
+    Args:
+        features: unit rows of the queries and of the candidates.
+    """
+    queries, candidates = features
+    ranked: Tensor = getattr(found, direction)
+    drawn = _draw(ranked, inputs.seed)
+    shown = []
+    for q, scores, order in zip(drawn, *nearest(queries[drawn], candidates, SHOWN), strict=True):
+        nearby = list(zip(scores.tolist(), order.tolist(), range(1, len(order) + 1), strict=True))
+        if ranked[q] > SHOWN:
+            own = sorted(pairs.answers[direction][q])
+            cosines = candidates[own] @ queries[q]
+            nearby.append((float(cosines.max()), own[int(cosines.argmax())], int(ranked[q])))
+        shown.append((q, nearby))
+    return shown
 
 
 def _draw(query_ranks: Tensor, seed: int) -> list[int]:

@@ -160,6 +160,16 @@ def cluster_indices(items: list[Item], column: str) -> tuple[Ints, int]:
     return indices.astype(np.int64), int(indices.max()) + 1
 
 
+def identities(items: list[Item], inputs: Inputs) -> list[dict[str, Any]]:
+    """`id` and `cluster` of each item, for tasks with one item per image."""
+    names = [inputs.dataset.samples[item.sample].image for item in items]
+    column = inputs.task.cluster
+    return [
+        {"id": name, "cluster": text(item.row.get(column)) or name if column else name}
+        for name, item in zip(names, items, strict=True)
+    ]
+
+
 def drop(items: list[Item], reasons: dict[int, str], counts: Counter[str]) -> list[Item]:
     """Items without those at the positions in `reasons`, which are added to the counts."""
     counts.update(reasons.values())

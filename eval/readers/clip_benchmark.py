@@ -1,10 +1,13 @@
 """The WebDataset layout of CLIP_benchmark."""
 
+import io
 import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from eval.data_config import DataConfig
 from eval.readers.base import (
@@ -28,7 +31,8 @@ class _Member:
 def open_clip_benchmark(data: DataConfig, root: Path) -> Dataset:
     """A folder with SPLIT/nshards.txt, SPLIT/0.tar ..., classnames.txt and templates.
 
-    Samples have an image and either `.cls` (a class number) or `.txt` (captions, one per line).
+    Samples have an image and either `.cls` (a class number), `.npy` (a 0 or 1 for each class) or
+    `.txt` (captions, one per line). A row has `label`: the class, or the list of those that are 1.
     """
     path = root / data.path
     count = text_file(path / data.split / "nshards.txt", required=True).strip()
@@ -62,18 +66,15 @@ class _MemberImages:
         self.members = members
 
     def read(self, index: int) -> bytes:
-        member = self.members[index]
-        return read_span(member.shard, member.offset, member.size)
+        return _content(self.members[index])
 
 
 def _clip_benchmark_sample(name: str, parts: dict[str, _Member], classes: list[str]) -> Sample:
     def content(extension: str) -> str:
-        member = parts[extension]
-        raw = read_span(member.shard, member.offset, member.size)
         try:
-            return raw.decode("utf-8")
+            return _content(parts[extension]).decode("utf-8")
         except UnicodeDecodeError:
-            raise UserError(f"{member.shard}: {name}.{extension} is not UTF-8") from None
+            raise UserError(f"{parts[extension].shard}: {name}.{extension} is not UTF-8") from None
 
     if "txt" in parts:
         return Sample(name, content("txt").splitlines(), [{"image": name}])
@@ -86,10 +87,33 @@ def _clip_benchmark_sample(name: str, parts: dict[str, _Member], classes: list[s
             )
         label = classes[int(number)] if classes else number
         return Sample(name, [], [{"image": name, "label": label}])
-    raise UserError(
-        f"{name}: neither .cls nor .txt, but {', '.join(sorted(parts))}; multi-label sets (.npy) "
-        "can't be scored"
-    )
+    if "npy" in parts:
+        present = _present(parts["npy"], f"{name}.npy", len(classes))
+        return Sample(name, [], [{"image": name, "label": [classes[i] for i in present]}])
+    raise UserError(f"{name}: none of .cls, .npy and .txt, but {', '.join(sorted(parts))}")
+
+
+def _content(member: _Member) -> bytes:
+    return read_span(member.shard, member.offset, member.size)
+
+
+def _present(member: _Member, name: str, classes: int) -> list[int]:
+    """Numbers of the classes whose entry is 1."""
+    stream = io.BytesIO(_content(member))
+    try:
+        # Not np.load: it would make room for as much as a hostile header claims.
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.kind not in "buif" or shape != (classes,):
+            raise ValueError(f"{dtype} {list(shape)} instead of a number for each class")
+        vector = np.frombuffer(stream.read(), dtype)
+        if len(vector) != classes or not np.isin(vector, (0, 1)).all():
+            raise ValueError(f"not {classes} numbers that are 0 or 1")
+    except ValueError as error:
+        raise UserError(
+            f"{member.shard}: {name}: {error}; classnames.txt has {classes} classes"
+        ) from None
+    return [int(i) for i in np.flatnonzero(vector)]
 
 
 def _tar_samples(path: Path) -> list[tuple[str, dict[str, _Member]]]:

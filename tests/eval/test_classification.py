@@ -2,13 +2,17 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+from sklearn import metrics as sk
 from torch.nn.functional import normalize
 
 from eval import classification
 from eval.config import DataConfig, TaskConfig
 from eval.embed import ImageFeatures
+from eval.prompts import mean_embeddings, prompts
 from eval.readers import Dataset, Sample
 from eval.tasks import BROKEN, Inputs
 from tests.eval.tiny import fails
@@ -29,10 +33,20 @@ def dataset(*labels: object) -> Dataset:
     return Dataset(samples, "f", every, images=SimpleNamespace(read=None))
 
 
-def evaluate(task: TaskConfig, data: Dataset, features: torch.Tensor, broken: dict | None = None):
-    embedder = SimpleNamespace(
-        texts=lambda texts, name: torch.tensor([TEXTS[t] for t in texts]).float()
-    )
+def evaluate(
+    task: TaskConfig,
+    data: Dataset,
+    features: torch.Tensor,
+    broken: dict | None = None,
+    texts: dict | None = None,
+):
+    vectors = {name: torch.tensor(v).float() for name, v in (texts or TEXTS).items()}
+
+    def embed(wanted: list[str], name: str, unit: bool) -> torch.Tensor:
+        rows = torch.stack([vectors[text] for text in wanted])
+        return normalize(rows, dim=1) if unit else rows
+
+    embedder = SimpleNamespace(texts=embed, model=SimpleNamespace(scale=10.0))
     images = ImageFeatures(normalize(features, dim=1), broken or {})
     return classification.evaluate(Inputs(task, data, images, embedder, "it", 0, 100))
 
@@ -45,34 +59,112 @@ def test_scores_by_hand() -> None:
     assert result.scores["mean_per_class_recall"].value == 0.75
     assert result.scores["accuracy"].chance == 0.5
     assert result.details["majority_share"] == 0.5
-    assert result.details["per_class"]["B"] == {"n": 2, "recall": 0.5}
+    row = result.details["per_class"]["B"]
+    assert (row["n"], row["recall"], row["f1"]) == (2, 0.5, pytest.approx(2 / 3))
     assert result.details["prompts"] == {"A": ["a x"], "B": ["b x"]}
     # The mistake is an example, with the right answer second.
     (example,) = result.examples
     assert [(a.text, a.right) for a in example.answers] == [("A", False), ("B", True)]
 
 
+def test_every_score_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.choice(["A", "B", "C"], size=90, p=[0.6, 0.3, 0.1])
+    classes = {"A": ["a"], "B": ["b"], "C": ["c"]}
+    texts = {"a x": (1, 0, 0), "b x": (0, 1, 0), "c x": (0, 0, 1)}
+    features = torch.from_numpy(
+        rng.normal(size=(90, 3)) + 0.8 * np.eye(3)[np.searchsorted(list("ABC"), true)]
+    )
+    result = evaluate(task(classes=classes), dataset(*true), features.float(), texts=texts)
+
+    cosines = normalize(features.float(), dim=1).double().numpy()
+    number = np.searchsorted(list("ABC"), true)
+    predicted, probability = cosines.argmax(axis=1), softmax(10 * cosines, axis=1)
+    one_hot = np.eye(3)[number]
+    expected = {
+        "accuracy": sk.accuracy_score(number, predicted),
+        "mean_per_class_recall": sk.balanced_accuracy_score(number, predicted),
+        "macro_f1": sk.f1_score(number, predicted, average="macro"),
+        "auroc": sk.roc_auc_score(number, probability, multi_class="ovr"),
+        "average_precision": sk.average_precision_score(one_hot, probability),
+    }
+    assert {key: score.value for key, score in result.scores.items()} == pytest.approx(expected)
+    for score in result.scores.values():
+        assert score.low < score.value < score.high
+        assert score.value > score.chance
+    per_class = result.details["per_class"]
+    assert per_class["C"]["auroc"] == pytest.approx(
+        sk.roc_auc_score(number == 2, probability[:, 2])
+    )
+    low, high = per_class["C"]["auroc_interval"]
+    assert low < per_class["C"]["auroc"] < high
+    # The items give the scores again: what `compare` relies on.
+    assert np.mean([item["value"] for item in result.items]) == result.scores["accuracy"].value
+    kept = np.exp([item["scores"] for item in result.items])
+    assert kept == pytest.approx(probability)
+    assert [item["label"] for item in result.items] == true.tolist()
+    assert result.items[7]["id"] == result.items[7]["cluster"] == "7.png"
+
+
+def test_of_two_classes_one_may_be_looked_for() -> None:
+    rng = np.random.default_rng(1)
+    true = rng.choice(["A", "B"], size=60, p=[0.8, 0.2])
+    features = torch.from_numpy(rng.normal(size=(60, 2))).float()
+    macro = evaluate(task(), dataset(*true), features).scores
+    found = evaluate(task(positive="B", metric="f1"), dataset(*true), features)
+    cosines = normalize(features, dim=1).double().numpy()
+    margin = cosines[:, 1] - cosines[:, 0]
+    scores = {key: score.value for key, score in found.scores.items()}
+    assert scores["f1"] == pytest.approx(sk.f1_score(true == "B", margin > 0))
+    assert scores["average_precision"] == pytest.approx(
+        sk.average_precision_score(true == "B", margin)
+    )
+    assert scores["auroc"] == pytest.approx(sk.roc_auc_score(true == "B", margin))
+    assert scores["auroc"] == pytest.approx(macro["auroc"].value)
+    assert found.headline == ["f1"]
+    assert found.scores["average_precision"].chance < macro["average_precision"].chance
+    assert "f1" not in macro
+
+
+def test_scores_of_one_class_alone() -> None:
+    data = dataset("A", "A")
+    assert set(evaluate(task(), data, torch.eye(2)).scores) >= {"accuracy", "macro_f1"}
+    assert "auroc" not in evaluate(task(), data, torch.eye(2)).scores
+    with fails("tasks.it.metric: auroc needs items of two classes or more"):
+        evaluate(task(metric="auroc"), data, torch.eye(2))
+
+
 def test_names_and_templates_are_averaged_and_normalised_again() -> None:
     texts = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    classes = classification.mean_embeddings(texts, [2, 1])
+    classes = mean_embeddings(texts, [2, 1])
     expected = torch.tensor([0.8, 0.4]) / torch.tensor([0.8, 0.4]).norm()
     assert torch.allclose(classes[0], expected)
     assert torch.equal(classes[1], texts[2])
+
+
+def test_ensembles_differ_where_prompts_differ_in_length() -> None:
+    """The long prompt of class A carries BioViL's mean, CLIP's mean lies between the two."""
+    texts = {"long": (4, 0), "short": (0, 1), "other": (1, 0.8)}
+    classes = {"A": ["long", "short"], "B": ["other"]}
+    image = torch.tensor([[1.0, 0.35]])  # at 19 degrees; B at 39
+    answer = {}
+    for ensemble in ("clip", "biovil"):
+        one = task(classes=classes, templates=["{c}"], ensemble=ensemble)
+        answer[ensemble] = evaluate(one, dataset("A"), image, texts=texts).items[0]["predicted"]
+    assert answer == {"clip": "B", "biovil": "A"}  # A at 45 or 14 degrees
 
 
 def test_the_nearest_name_may_speak_for_the_class() -> None:
     """Class A has two opposite names, whose mean points nowhere near its images."""
     vectors = {"up": (0, 1), "up!": (0.1, 1), "down": (0, -1), "down!": (0.1, -1)}
     vectors |= {"right": (1, 0), "right!": (1, 0.1)}
-    unit = {name: normalize(torch.tensor(v).float(), dim=0) for name, v in vectors.items()}
-    embedder = SimpleNamespace(texts=lambda texts, name: torch.stack([unit[t] for t in texts]))
-    images = ImageFeatures(torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0]]), {})
+    images = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0]])
     classes = {"A": ["up", "down"], "B": ["right"]}
     right = {}
     for pool in ("mean", "max"):
         one = task(classes=classes, templates=["{c}", "{c}!"], pool=pool)
-        inputs = Inputs(one, dataset("A", "A", "B"), images, embedder, "it", 0, 100)
-        right[pool] = classification.evaluate(inputs).scores["accuracy"].value
+        found = evaluate(one, dataset("A", "A", "B"), images, texts=vectors)
+        right[pool] = found.scores["accuracy"].value
     assert right["max"] == 1.0
     assert right["mean"] < 1.0
 
@@ -80,7 +172,7 @@ def test_the_nearest_name_may_speak_for_the_class() -> None:
 def test_prompts_are_every_name_in_every_template() -> None:
     one = task(templates=["{c}", "a {c}"], classes={"A": ["u", "v"], "B": ["w"]})
     expected = {"A": ["u", "a u", "v", "a v"], "B": ["w", "a w"]}
-    assert classification.prompts(one, dataset("A", "B")) == expected
+    assert prompts(one, dataset("A", "B")) == expected
 
 
 def test_what_is_left_out_is_counted() -> None:
@@ -96,7 +188,8 @@ def test_what_is_left_out_is_counted() -> None:
         BROKEN: 1,
     }
     assert result.notes == ["class 'B' has no item in this split"]
-    assert result.details["per_class"]["B"] == {"n": 0, "recall": None}
+    row = result.details["per_class"]["B"]
+    assert (row["n"], row["recall"], row["recall_interval"], row["auroc"]) == (0, None, None, None)
 
 
 def test_two_rows_that_agree_are_one_label() -> None:

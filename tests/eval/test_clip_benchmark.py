@@ -11,7 +11,6 @@ import webdataset
 from PIL import Image
 
 from eval.suite import run_suite
-from eval.tasks import Result
 from tests.eval.tiny import draw, suite_config, write_model
 
 pytest.importorskip("clip_benchmark")
@@ -53,10 +52,10 @@ def theirs(root: Path, model: Path, task: str, monkeypatch: pytest.MonkeyPatch) 
     return json.loads(out.read_text())["metrics"]
 
 
-def ours(root: Path, model: Path, **task: object) -> Result:
+def ours(root: Path, model: Path, **task: object) -> dict:
     data = {"reader": "clip_benchmark", "path": "."}
     config = suite_config(root, model, {"it": {"source": "test", "data": data, **task}})
-    return run_suite(config, "suite.yaml", "test").tasks["it"].result
+    return run_suite(config, "suite.yaml", "test").tasks["it"].record
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +79,28 @@ def test_classification(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyP
 
     expected = theirs(tmp_path, model, "zeroshot_classification", monkeypatch)
     found = ours(tmp_path, model, kind="classification")
-    answers = np.array(found.details["confusion"]).sum(axis=0)
+    answers = np.array(found["details"]["confusion"]).sum(axis=0)
     assert (answers > 0).sum() >= 4, "a model that gives one answer compares nothing"
     for key, name in (("accuracy", "acc1"), ("mean_per_class_recall", "mean_per_class_recall")):
-        assert found.scores[key].value == pytest.approx(expected[name], abs=1e-6)
+        assert found["scores"][key]["value"] == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_multilabel(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    vectors = (rng.random((53, 6)) < [0.5, 0.3, 0.2, 0.1, 0.6, 0.3]).astype(np.int64)
+    samples = [{"png": encode(draw(i), "png"), "npy": vectors[i]} for i in range(53)]
+    write_split(tmp_path / "test", samples, per_shard=20)
+    (tmp_path / "classnames.txt").write_text("\n".join(CLASSES) + "\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
+    (tmp_path / "dataset_type.txt").write_text("multilabel")
+
+    expected = theirs(tmp_path, model, "zeroshot_classification", monkeypatch)
+    found = ours(tmp_path, model, kind="multilabel", multilabel={"labels": "list", "negative": []})
+    precision = found["scores"]["average_precision"]["value"]
+    assert precision == pytest.approx(expected["mean_average_precision"], abs=1e-6)
+    assert set(found["scores"]) == {"auroc", "average_precision"}
+    positives = [row["positives"] for row in found["details"]["per_class"].values()]
+    assert positives == vectors.sum(axis=0).tolist()
 
 
 def test_retrieval(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,13 +133,13 @@ def test_retrieval(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "dataset_type.txt").write_text("retrieval")
 
     expected = theirs(tmp_path, model, "zeroshot_retrieval", monkeypatch)
-    scores = ours(tmp_path, model, kind="retrieval", ks=[1, 3, 10]).scores
+    scores = ours(tmp_path, model, kind="retrieval", ks=[1, 3, 10])["scores"]
     for k in (1, 3, 10):
         # They name a direction by what is retrieved, we by query and answer.
         image, text = (
             expected[f"image_retrieval_recall@{k}"],
             expected[f"text_retrieval_recall@{k}"],
         )
-        assert scores[f"text_to_image_recall@{k}"].value == pytest.approx(image, abs=1e-6)
-        assert scores[f"image_to_text_recall@{k}"].value == pytest.approx(text, abs=1e-6)
+        assert scores[f"text_to_image_recall@{k}"]["value"] == pytest.approx(image, abs=1e-6)
+        assert scores[f"image_to_text_recall@{k}"]["value"] == pytest.approx(text, abs=1e-6)
     assert 0 < expected["text_retrieval_recall@10"] < 1

@@ -1,10 +1,12 @@
 """Shards, tables and CLIP_benchmark folders become the same samples; bad ones are named."""
 
 import csv
+import io
 import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -169,12 +171,23 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
     (path.parent / "nshards.txt").write_text("1\n")
 
 
+def npy(*values: object) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.array(values))
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
         ({"a.png": b"x", "a.cls": b"2"}, "0.tar/a.cls is '2', not one of the 2 classes"),
         ({"a.png": b"x", "a.cls": b"one"}, "0.tar/a.cls is 'one', not one of the 2 classes"),
-        ({"a.png": b"x", "a.npy": b"1"}, "neither .cls nor .txt, but npy, png; multi-label"),
+        ({"a.png": b"x", "a.json": b"1"}, "none of .cls, .npy and .txt, but json, png"),
+        ({"a.png": b"x", "a.npy": b"1"}, "0.tar/a.npy: "),
+        ({"a.png": b"x", "a.npy": npy(1, 0, 1)}, "a.npy: int64 [3] instead of a number for each"),
+        ({"a.png": b"x", "a.npy": npy(1, 2)}, "a.npy: not 2 numbers that are 0 or 1"),
+        ({"a.png": b"x", "a.npy": npy(1, 0)[:-8]}, "a.npy: not 2 numbers that are 0 or 1"),
+        ({"a.png": b"x", "a.npy": npy("x", None)}, "a.npy: object [2] instead of a number"),
         ({"a.png": b"x", "a.txt": b"\xff"}, "0.tar/a.txt is not UTF-8"),
         ({"a.txt": b"caption"}, "no images in 1 shards"),
     ],

@@ -7,17 +7,28 @@ from torch.nn.functional import normalize
 from eval.retrieval import nearest, ranks, recall
 
 
-def naive_ranks(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor):
+def naive_ranks(images: torch.Tensor, texts: torch.Tensor, pairs: torch.Tensor):
     """Ranks by sorting the full matrix."""
     scores = normalize(images, dim=1) @ normalize(texts, dim=1).T
-    by_image = scores.argsort(dim=1, descending=True, stable=True)
-    by_text = scores.T.argsort(dim=1, descending=True, stable=True)
+    right = {tuple(pair) for pair in pairs.tolist()}
+    by_image = scores.argsort(dim=1, descending=True, stable=True).tolist()
+    by_text = scores.T.argsort(dim=1, descending=True, stable=True).tolist()
     image_ranks = [
-        next(r for r, text in enumerate(row, 1) if owner[text] == i)
-        for i, row in enumerate(by_image.tolist())
+        next(r for r, text in enumerate(row, 1) if (i, text) in right)
+        for i, row in enumerate(by_image)
     ]
-    text_ranks = [row.index(int(owner[t])) + 1 for t, row in enumerate(by_text.tolist())]
+    text_ranks = [
+        next(r for r, image in enumerate(row, 1) if (image, t) in right)
+        for t, row in enumerate(by_text)
+    ]
     return torch.tensor(image_ranks), torch.tensor(text_ranks)
+
+
+def assert_equals_naive(images, texts, pairs, block) -> None:
+    found = ranks(images, texts, pairs, block=block)
+    expected = naive_ranks(images, texts, pairs)
+    assert torch.equal(found.image_to_text, expected[0])
+    assert torch.equal(found.text_to_image, expected[1])
 
 
 @pytest.mark.parametrize(("count", "captions"), [(1, 1), (7, 1), (37, 3), (64, 2), (101, 5)])
@@ -29,22 +40,32 @@ def test_equals_naive(count: int, captions: int, block: int) -> None:
     owner = torch.cat([torch.arange(count), extra])
     owner = owner[torch.randperm(len(owner), generator=generator)]
     texts = images[owner] + torch.randn(len(owner), 8, generator=generator)
-    found = ranks(images, texts, owner, block=block)
-    expected = naive_ranks(images, texts, owner)
-    assert torch.equal(found.image_to_text, expected[0])
-    assert torch.equal(found.text_to_image, expected[1])
+    pairs = torch.stack([owner, torch.arange(len(owner))], dim=1)
+    assert_equals_naive(images, texts, pairs, block)
 
 
-@pytest.mark.parametrize("block", [1, 3, 4, 50])
+@pytest.mark.parametrize("block", [5, 16, 1000])
+def test_several_images_of_a_caption(block: int) -> None:
+    """Any right answer counts, both ways; pairs come in any order, and twice."""
+    generator = torch.Generator().manual_seed(2)
+    images, texts = torch.randn(2, 40, 8, generator=generator)
+    random = torch.randint(40, (60, 2), generator=generator)
+    every = torch.arange(40)
+    pairs = torch.cat([random, torch.stack([every, every.flip(0)], dim=1), random[:5]])
+    assert_equals_naive(images, texts, pairs[torch.randperm(105, generator=generator)], block)
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 5, 50])
 def test_ties_are_in_index_order(block: int) -> None:
     # One-hot rows have exact cosines 0 and 1, so a third of all candidates tie.
     images = torch.eye(3).repeat(6, 1)
     texts = torch.eye(3).repeat(12, 1)
-    owner = torch.arange(18).repeat(2)
-    found = ranks(images, texts, owner, block=block)
-    expected = naive_ranks(images, texts, owner)
-    assert torch.equal(found.image_to_text, expected[0])
-    assert torch.equal(found.text_to_image, expected[1])
+    generator = torch.Generator().manual_seed(block)
+    for owner in (torch.arange(18).repeat(2), torch.arange(36) % 18, torch.arange(36) // 2):
+        order = torch.randperm(36, generator=generator)
+        pairs = torch.stack([owner, torch.arange(36)], dim=1)[order]
+        assert_equals_naive(images, texts, pairs, block)
+        assert_equals_naive(images, -texts, pairs, block)  # ties at 0 and -1
 
 
 def test_a_collapsed_model_scores_chance() -> None:
@@ -95,8 +116,10 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="with rows"):
         recall(good[:0], good[:0])
     with pytest.raises(ValueError, match="image 2 has no caption"):
-        ranks(good, good, torch.tensor([0, 1, 1]))
-    with pytest.raises(ValueError, match=r"outside 0\.\.2"):
-        ranks(good, good, torch.tensor([0, 1, 3]))
-    with pytest.raises(ValueError, match="index of its image"):
-        ranks(good, good, torch.tensor([0, 1]))
+        ranks(good, good, torch.tensor([[0, 0], [1, 1], [1, 2]]))
+    with pytest.raises(ValueError, match="text 1 has no image"):
+        ranks(good, good, torch.tensor([[0, 0], [1, 0], [2, 2]]))
+    with pytest.raises(ValueError, match=r"image 3, outside 0\.\.2"):
+        ranks(good, good, torch.tensor([[0, 0], [1, 1], [3, 2]]))
+    with pytest.raises(ValueError, match="shape"):
+        ranks(good, good, torch.tensor([0, 1, 2]))

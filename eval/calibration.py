@@ -1,0 +1,235 @@
+"""Whether the model's probabilities can be believed, and what is won by answering only the surest.
+
+The probability of a class is the softmax over the classes of the cosines times the model's own
+scale (its inverse temperature), and the confidence of an answer is the highest of them.
+
+- Expected calibration error and reliability diagram: Guo et al. 2017 (arXiv 1706.04599), section 2,
+  bins of equal width. The error is a sum of absolute values, so that even a perfectly calibrated
+  model's is above 0; what it would be with these very confidences stands beside it as `perfect`.
+- Temperature scaling: the same, section 4.2. One scale, fitted by log-likelihood on a few labelled
+  items, judged on the others. It changes no answer.
+- Risk-coverage curve and its area: Geifman and El-Yaniv 2017 (arXiv 1705.08500). Answers of equal
+  confidence come in random order; the curve is the expectation over it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from eval.config import CalibrationConfig
+from eval.metrics import Bools, Floats, Interval, Ints
+from eval.tasks import Inputs
+
+SCALES = (1e-2, 1e5)
+"""Bounds of a fitted scale: with separable items there is no best one."""
+SIMULATIONS = 200
+POINTS = 100
+"""Of the risk-coverage curve that is kept."""
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Answers in bins of their confidence."""
+
+    count: Ints
+    """[bins]"""
+    confidence: Floats
+    """[bins]: mean; NaN in an empty bin."""
+    accuracy: Floats
+    """[bins]: NaN in an empty bin."""
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean gap, weighted by the bins' counts."""
+        filled = self.count > 0
+        gaps = np.abs(self.accuracy - self.confidence)[filled]
+        return float(gaps @ self.count[filled] / self.count.sum())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The filled bins as the results hold them."""
+        edges = np.linspace(0, 1, len(self.count) + 1)
+        return [
+            {
+                "low": float(edges[i]),
+                "high": float(edges[i + 1]),
+                "n": int(self.count[i]),
+                "confidence": float(self.confidence[i]),
+                "accuracy": float(self.accuracy[i]),
+            }
+            for i in np.flatnonzero(self.count)
+        ]
+
+
+def reliability(
+    confidence: Floats, right: Bools, bins: int, weights: Ints | None = None
+) -> Reliability:
+    """Answers in bins of equal width, each with its upper edge: (0, 1/bins], (1/bins, 2/bins], ...
+
+    Args:
+        confidence: [n] in 0 to 1.
+        right: [n].
+        weights: int64 [n], how often each item counts. Without: once.
+    """
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    weight = np.ones(len(index), np.int64) if weights is None else weights
+    count = np.bincount(index, weight, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in empty bins
+        means = [
+            np.bincount(index, weight * v, minlength=bins) / count for v in (confidence, right)
+        ]
+    return Reliability(count.astype(np.int64), *means)
+
+
+def perfect_error(confidence: Floats, bins: int, seed: int) -> float:
+    """Mean calibration error if each answer were right with just its confidence's probability."""
+    generator = np.random.default_rng(seed)
+    draws = (generator.random(len(confidence)) < confidence for _ in range(SIMULATIONS))
+    return float(np.mean([reliability(confidence, right, bins).error for right in draws]))
+
+
+def fit_scale(cosines: Floats, true: Ints) -> float:
+    """The scale with the highest likelihood; it is unique, since the likelihood is log-concave.
+
+    Args:
+        cosines: [n, classes].
+        true: int64 [n].
+    """
+    low, high = np.log(SCALES)
+    found = minimize_scalar(
+        lambda log_scale: negative_log_likelihood(np.exp(log_scale) * cosines, true),
+        bounds=(low, high),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(found.x))
+
+
+def negative_log_likelihood(logits: Floats, true: Ints) -> float:
+    """Mean over items, in nats."""
+    return float(-log_softmax(logits, axis=1)[np.arange(len(true)), true].mean())
+
+
+def risk_coverage(confidence: Floats, right: Bools, weights: Ints | None = None) -> Floats:
+    """[items]: share of wrong answers among the k surest, for k = 1, 2, ..., all.
+
+    Within a run of equal confidence the expectation over its random orders.
+
+    Args:
+        weights: int64 [n], how often each item counts. Without: once.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    if weights is not None:
+        order = np.repeat(order, weights[order])
+    sure, wrong = confidence[order], ~right[order]
+    starts = np.flatnonzero(np.r_[True, sure[1:] != sure[:-1]])
+    sizes = np.diff(np.r_[starts, len(sure)])
+    shares = np.add.reduceat(wrong.astype(np.float64), starts) / sizes
+    expected: Floats = np.cumsum(np.repeat(shares, sizes))
+    return expected / np.arange(1, len(sure) + 1)
+
+
+def calibration(inputs: Inputs, cosines: Floats, true: Ints, clusters: Ints) -> dict[str, Any]:
+    """What the results say of a classification's probabilities.
+
+    Args:
+        cosines: float64 [n, classes].
+        true: int64 [n].
+        clusters: int64 [n] from 0.
+
+    Returns:
+        scale: the model's; ece: value, low, high and what a `perfect` model has; bins: the
+        reliability diagram; risk_coverage: coverage and risk, their area with its interval,
+        `chance` (the area of random confidences, which is the share of wrong answers) and `best`
+        (of confidences that put all wrong answers last); temperature: what a fitted scale changes.
+    """
+    settings, scale = inputs.task.calibration, inputs.embedder.model.scale
+    order = np.argsort(-_confidence(scale, cosines), kind="stable")  # so resamples are sorted
+    confidence = _confidence(scale, cosines)[order]
+    right = (cosines.argmax(axis=1) == true)[order]
+
+    def resampled(drawn: Ints) -> Floats:
+        weights = drawn[order]
+        error = reliability(confidence, right, settings.bins, weights).error
+        return np.array([error, risk_coverage(confidence, right, weights).mean()])
+
+    found = reliability(confidence, right, settings.bins)
+    error_bounds, area_bounds = inputs.intervals(resampled, clusters)
+    low, high = _around(found.error, error_bounds)
+    return {
+        "scale": scale,
+        "ece": {
+            "value": found.error,
+            "low": low,
+            "high": high,
+            "perfect": perfect_error(confidence, settings.bins, inputs.seed),
+        },
+        "bins": found.rows(),
+        "risk_coverage": _curve(risk_coverage(confidence, right), right, area_bounds),
+        "temperature": _temperature(settings, scale, cosines, true, (clusters, inputs.seed)),
+    }
+
+
+def _curve(risk: Floats, right: Bools, area: Interval) -> dict[str, Any]:
+    n = len(risk)
+    kept = np.unique(np.linspace(1, n, min(POINTS, n)).round().astype(np.int64))  # numbers answered
+    return {
+        "coverage": (kept / n).tolist(),
+        "risk": risk[kept - 1].tolist(),
+        "area": float(risk.mean()),
+        "low": area.low,
+        "high": area.high,
+        "chance": float(1 - right.mean()),
+        "best": float(risk_coverage(right.astype(np.float64), right).mean()),
+    }
+
+
+def _temperature(
+    settings: CalibrationConfig,
+    scale: float,
+    cosines: Floats,
+    true: Ints,
+    drawn_by: tuple[Ints, int],
+) -> dict[str, Any] | None:
+    """Fit on a few labelled clusters, judge on the others; None where none are set apart."""
+    labelled = _labelled(settings.labelled, *drawn_by)
+    if not labelled.any():
+        return None
+    fitted = fit_scale(cosines[labelled], true[labelled])
+    rest, answers = cosines[~labelled], true[~labelled]
+    right = rest.argmax(axis=1) == answers
+    before, after = (
+        reliability(_confidence(s, rest), right, settings.bins) for s in (scale, fitted)
+    )
+    return {
+        "labelled": int(labelled.sum()),
+        "n": len(answers),
+        "scale": fitted,
+        "ece_before": before.error,
+        "ece_after": after.error,
+        "nll_before": negative_log_likelihood(scale * rest, answers),
+        "nll_after": negative_log_likelihood(fitted * rest, answers),
+        "bins": after.rows(),
+    }
+
+
+def _labelled(wanted: int, clusters: Ints, seed: int) -> Bools:
+    """[n]: random clusters, which together hold at most `wanted` items and half of all."""
+    sizes = np.bincount(clusters)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    fits = np.cumsum(sizes[order]) <= min(wanted, len(clusters) // 2)
+    chosen = np.zeros(len(sizes), bool)
+    chosen[order[fits]] = True
+    return chosen[clusters]
+
+
+def _confidence(scale: float, cosines: Floats) -> Floats:
+    highest: Floats = np.exp(log_softmax(scale * cosines, axis=1)).max(axis=1)
+    return highest
+
+
+def _around(value: float, bounds: Interval) -> Interval:
+    """The basic bootstrap interval: resampling moves the error up, and this takes it back."""
+    return Interval(max(0.0, 2 * value - bounds.high), max(0.0, 2 * value - bounds.low))
