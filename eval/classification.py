@@ -84,7 +84,7 @@ def evaluate(inputs: Inputs) -> Result:
     """
     texts = prompts(inputs.task, inputs.dataset)
     labels = list(texts)
-    items, excluded = _scored_items(inputs, labels)
+    items, excluded = scored_items(inputs)
     true = np.array([labels.index(label_of(inputs.task, item.row)) for item in items])
     cosines = _cosines(inputs, texts, items)
     log_probabilities = log_softmax(inputs.embedder.model.scale * cosines, axis=1)
@@ -110,7 +110,7 @@ def evaluate(inputs: Inputs) -> Result:
             "pool": inputs.task.pool,
             "ensemble": inputs.task.ensemble,
             "confusion": metrics.confusion_matrix(true, scored.predicted, len(labels)).tolist(),
-            "per_class": _per_class(scored, labels, bounds),
+            "per_class": per_class_table(scored, labels, bounds),
             "majority_share": metrics.majority_share(true),
             "calibration": calibration(inputs, cosines, true, clusters),
         },
@@ -152,7 +152,7 @@ def _cosines(inputs: Inputs, texts: dict[str, list[str]], items: list[Item]) -> 
     return cosines
 
 
-def _per_class(
+def per_class_table(
     scored: ClassScores, labels: list[str], bounds: list[list[Interval]]
 ) -> dict[str, dict[str, Any]]:
     """Label -> n, and of each score its value and interval."""
@@ -167,8 +167,12 @@ def _per_class(
     return table
 
 
-def _scored_items(inputs: Inputs, labels: list[str]) -> tuple[list[Item], Counter[str]]:
-    """One item per image that has exactly one label, and why the others are left out."""
+def scored_items(inputs: Inputs) -> tuple[list[Item], Counter[str]]:
+    """One item per image that has exactly one label, and why the others are left out.
+
+    Raises:
+        UserError: no item.
+    """
     excluded: Counter[str] = Counter()
     samples = inputs.dataset.samples
     if unjoined := sum(not sample.rows for sample in samples):
