@@ -10,7 +10,11 @@ from pathlib import Path
 from eval.suite_files import load_suite
 from vlp.config import UserError, run_program
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "compare": "eval.compare",
+    "probe": "eval.probe",
+    "table": "eval.table",
+}
 """Name -> module with `main(argv)`; imported when it is called, since most need no torch."""
 
 
