@@ -75,13 +75,13 @@ def labels_of(task: TaskConfig, row: Row, classes: Sequence[str]) -> list[int]:
     if task.multilabel.labels == "columns":
         return [_cell(task, row, column) for column in classes]
     value = row.get(task.label)
+    if not isinstance(value, list | np.ndarray) and not text(value):
+        return [UNKNOWN] * len(classes)  # an empty cell; an empty list says that there is nothing
     if task.multilabel.labels == "vector":
-        cells = texts(list(value) if isinstance(value, Sequence | np.ndarray) else value)
+        cells = texts(value.tolist() if isinstance(value, np.ndarray) else value)
         if len(cells) != len(classes) or not set(cells) <= {"0", "1"}:
             raise ValueError(f"'{task.label}' needs a 0 or 1 for each of {len(classes)} classes")
         return [int(cell) for cell in cells]
-    if value is None:
-        return [UNKNOWN] * len(classes)
     split = value.split(task.multilabel.separator) if isinstance(value, str) else value
     found = {name for name in map(text, split) if name} - set(task.multilabel.ignore)
     if unknown := sorted(found - set(classes)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eval import classification, retrieval_task, vqa
+from eval import classification, grounding, multilabel, retrieval_task, vqa
 from eval.config import DataConfig, EvalConfig, TaskConfig, chosen_tasks
 from eval.embed import Embedder, ImageFeatures
 from eval.extras import Extras
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, ModuleType] = {
     "classification": classification,
+    "multilabel": multilabel,
     "retrieval": retrieval_task,
     "vqa": vqa,
+    "grounding": grounding,
 }
 """Each has `check(where, task, dataset)` and `evaluate(inputs) -> Result`."""
 
