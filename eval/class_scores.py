@@ -6,6 +6,7 @@ resample: what the bootstrap varies is exactly what is reported.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class ClassScores:
     def overall(self) -> dict[str, float]:
         """The scores of the task; without those that the items leave undefined."""
         values = self._overall(None, self.per_class())
-        names = self._names()
+        names = self.names
         return {name: float(v) for name, v in zip(names, values, strict=True) if not np.isnan(v)}
 
     def chance(self) -> dict[str, float]:
@@ -71,22 +72,27 @@ class ClassScores:
         Args:
             bootstrap: statistics of weights -> their intervals, as metrics.bootstrap.
         """
-        whole = self.per_class()
-
-        def resampled(weights: Ints) -> Floats:
-            found = self.per_class(weights)
-            # A class that a resample misses keeps its own score: left out of the mean, small
-            # classes would pull the interval off the score.
-            kept = np.where(np.isnan(found), whole, found)
-            return np.concatenate([self._overall(weights, kept), found.ravel()])
-
-        names = self._names()
-        found = bootstrap(resampled)
+        names = self.names
+        found = bootstrap(self.resampled)
         rest = found[len(names) :]
         table = [rest[i : i + self.classes] for i in range(0, len(rest), self.classes)]
         return dict(zip(names, found[: len(names)], strict=True)), table
 
-    def _names(self) -> list[str]:
+    def resampled(self, weights: Ints) -> Floats:
+        """The scores of a resample, in the order of `names`, then `per_class` row by row."""
+        found = self.per_class(weights)
+        # A class that a resample misses keeps its own score: left out of the mean, small classes
+        # would pull the interval off the score.
+        kept = np.where(np.isnan(found), self._whole, found)
+        return np.concatenate([self._overall(weights, kept), found.ravel()])
+
+    @cached_property
+    def _whole(self) -> Floats:
+        return self.per_class()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the scores of the task."""
         own = ["f1"] if self.positive is not None else []
         return [
             *("accuracy", "mean_per_class_recall", "macro_f1"),
@@ -95,7 +101,7 @@ class ClassScores:
         ]
 
     def _overall(self, weights: Ints | None, per_class: Floats) -> Floats:
-        """The scores in the order of `_names`."""
+        """The scores in the order of `names`."""
         right = self.true == self.predicted
         accuracy = np.average(right, weights=weights)
         recall, macro_f1, auroc, precision = map(mean_of_known, per_class)
