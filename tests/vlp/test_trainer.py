@@ -218,16 +218,19 @@ def wandb_records(path: Path) -> Iterator[Any]:
 def test_wandb_offline_run_holds_the_metrics(home: Path) -> None:
     train(home, "report.wandb=offline", "data.workers=0", "train.steps=4")
     (path,) = (home / "runs" / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    rows, names = [], set()
+    rows, names, commits = [], set(), set()
     for record in wandb_records(path):
         items = record.history.item
         rows.append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in items})
         names |= {item.key for item in record.run.config.update}
+        commits |= {record.run.git.commit} - {""}
     logged = [row for row in rows if "train/loss" in row]
     want = [row for row in read_metrics(home / "runs/run/metrics.jsonl") if "train/loss" in row]
     assert [row["train/loss"] for row in logged] == [row["train/loss"] for row in want]
     assert [row["step"] for row in logged] == [1, 2, 3, 4]
     assert {"model", "data", "optimizer", "train"} <= names
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert commits == ({git.stdout.strip()} - {""})  # none where this is no checkout
 
 
 def test_reports_rewind_to_the_checkpoint(tmp_path: Path) -> None:
