@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "compare": "eval.compare",
     "probe": "eval.probe",
     "table": "eval.table",
+    "vqa-train": "eval.vqa_train",
 }
 """Name -> module with `main(argv)`; imported when it is called, since most need no torch."""
 

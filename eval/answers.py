@@ -52,6 +52,7 @@ class AnswerModel:
     The pass still reads every image, and so finds the broken ones, but nothing is embedded.
     """
 
+    name = ""
     folder: Path | None = None
     transform = staticmethod(nothing)
 
@@ -71,12 +72,14 @@ class AnswerModel:
         """No tokens: what a text becomes is the model's own business."""
         return []
 
-    def embed_texts(self, texts: Sequence[str], unit: bool = True) -> NoReturn:
-        """Other kinds of tasks need embeddings.
+    def __getattr__(self, name: str) -> NoReturn:
+        """Whatever else a task wants of a model, such as embeddings.
 
         Raises:
             UserError: always.
         """
+        if name.startswith("__"):
+            raise AttributeError(name)
         raise UserError(
             f"model={self.name}: answers questions and has no embeddings; choose tasks of kind vqa "
             "with only=[...]"

@@ -62,7 +62,7 @@ class View:
 
     def image(self) -> Mask:
         """bool [H, W]: input pixels that show the image, and not the padding around it."""
-        return self.mask([(0.0, 0.0, *map(float, self.stored))])
+        return self.mask([(0.0, 0.0, float(self.stored[0]), float(self.stored[1]))])
 
 
 def view_of(preprocess: dict[str, Any], width: int, height: int) -> View:
@@ -76,15 +76,14 @@ def view_of(preprocess: dict[str, Any], width: int, height: int) -> View:
     wanted = (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))  # H, W
     mode = preprocess.get("resize_mode", "shortest")
     ratios = height / wanted[0], width / wanted[1]
+    shorter = min(width, height)
+    ratio = max(ratios) if mode == "longest" else min(ratios)
     if mode == "squash":
         new = wanted
     elif mode == "shortest" and wanted[0] == wanted[1]:  # torchvision's Resize cuts off
-        new = tuple(
-            max(int(wanted[0] * n / min(width, height)), wanted[0]) for n in (height, width)
-        )
+        new = int(wanted[0] * height / shorter), int(wanted[0] * width / shorter)
     else:
-        ratio = max(ratios) if mode == "longest" else min(ratios)
-        new = (round(height / ratio), round(width / ratio))
+        new = round(height / ratio), round(width / ratio)
     top, left = (_margin(new[i], wanted[i]) for i in (0, 1))
     return View((new[1] / width, new[0] / height), (left, top), wanted, (width, height))
 

@@ -52,7 +52,8 @@ class Model:
         )
         """PIL image -> float32 [3, H, W], normalised; runs in the workers that decode."""
         self.device = next(network.parameters()).device
-        self.scale = float(self.network.logit_scale.exp())
+        temperature: Any = network.logit_scale
+        self.scale = float(temperature.exp())
         """What the model multiplies cosines with before a softmax: its inverse temperature."""
         self.sha256 = _hash_weights(network)
 

@@ -117,9 +117,11 @@ def word_states(network: nn.Module, tokens: Any) -> tuple[Tensor, Tensor]:
 
 def _packed_states(text: Any, tokens: PackedText) -> Tensor:
     """[T, C]: every token of the last layer, of which our towers otherwise compute one a text."""
+    layers: Any
+    norm: nn.Module = nn.Identity()
     if isinstance(text, TextTower):
         x = text.transformer.embeddings(tokens.input_ids, positions(tokens))
-        layers, norm = text.transformer.encoder["layer"], nn.Identity()
+        layers = text.transformer.encoder["layer"]
     elif isinstance(text, GptTower):
         x = text.token_embedding(tokens.input_ids) + text.positional_embedding[positions(tokens)]
         layers, norm = text.transformer["resblocks"], text.ln_final
@@ -135,7 +137,8 @@ def _all_tokens(trunk: Any) -> Any:
     """The trunk, with a last block that computes all tokens; the weights are the same ones."""
     if not (hasattr(trunk, "blocks") and isinstance(trunk.blocks[-1], ClsOnlyBlock)):
         return trunk
-    last, whole = copy.copy(trunk.blocks[-1]), copy.copy(trunk)
+    last: nn.Module = copy.copy(trunk.blocks[-1])
+    whole = copy.copy(trunk)
     last.__class__ = Block
     whole._modules = {**trunk._modules, "blocks": nn.Sequential(*trunk.blocks[:-1], last)}
     return whole

@@ -9,11 +9,12 @@ The model is asked again with another item's image and with none: what it reache
 by language alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from eval.answers import AnswerModel, Asked, Shown
 from eval.config import TaskConfig
@@ -53,13 +54,13 @@ def ask(
     samples = torch.tensor([q.item.sample for q in questions])
     if shown == "shuffled":
         samples = other_images(samples, inputs.seed)
+
+    def image_of(sample: int) -> Callable[[], Image.Image]:
+        return lambda: open_rgb(images.read(sample))
+
     asked = [
-        Asked(
-            question.id,
-            prompt_of(inputs.task, question),
-            None if shown == "none" else lambda sample=sample: open_rgb(images.read(sample)),
-        )
-        for question, sample in zip(questions, samples.tolist(), strict=True)
+        Asked(q.id, prompt_of(inputs.task, q), None if shown == "none" else image_of(sample))
+        for q, sample in zip(questions, samples.tolist(), strict=True)
     ]
     return model.answer(inputs.name, shown, asked)
 

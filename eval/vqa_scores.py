@@ -49,7 +49,7 @@ def by_answer_type(
     if closed.any() and not closed.all():
         for name, mask in (("closed_accuracy", closed), ("open_accuracy", ~closed)):
             chosen = np.flatnonzero(mask)
-            part = [questions[i] for i in chosen]
+            part = [questions[i] for i in chosen.tolist()]
             scores[name] = score(inputs, part, values[chosen], clusters[chosen])
     return scores
 
@@ -113,7 +113,7 @@ def _table(
     table = {}
     for name in sorted(set(names)):
         chosen = np.flatnonzero(np.array(names) == name)
-        part = [questions[i] for i in chosen]
+        part = [questions[i] for i in chosen.tolist()]
         found = score(inputs, part, values[chosen], clusters[chosen])
         table[name or "all"] = {
             "n": len(part),

@@ -1,0 +1,198 @@
+"""Answer heads: what they learn, and that images on both sides are seen."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval.config import EvalConfig, TaskConfig
+from eval.readers import open_dataset
+from eval.tasks import Item
+from eval.vqa_config import VqaTrainConfig
+from eval.vqa_fusion import FusionHead, Padded
+from eval.vqa_items import Question
+from eval.vqa_learner import _rate
+from eval.vqa_train import most_frequent, split_questions, train_suite, vocabulary
+from tests.eval.tiny import fails, suite_config, write_model
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}
+TASK = {
+    "kind": "vqa",
+    "source": "test",
+    "data": {"reader": "table", "path": "index.jsonl"},
+    "cluster": "image",
+    "fixed_options": ["yes", "no"],
+}
+
+
+def write_set(folder: Path, images: int = 30) -> None:
+    """Plain images with a little noise; half are train, the rest val and test.
+
+    Each has an open question, which only the image answers, and a closed one whose answer the
+    question tells.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(images):
+        name = list(COLOURS)[i % 3]
+        noise = generator.integers(-20, 21, (32, 32, 3))
+        pixels = np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        split = ("train", "train", "val", "test")[(i // 3) % 4]
+        common = {"image": f"{i}.png", "split": split}
+        rows.append({**common, "question": "what colour?", "answer": name, "answer_type": "OPEN"})
+        odd = i % 2 == 1
+        question = "is lesion true?" if odd else "is stain true?"
+        answer = "yes" if odd else "no"
+        rows.append({**common, "question": question, "answer": answer, "answer_type": "CLOSED"})
+    (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def config(folder: Path, **keys: object) -> EvalConfig:
+    model = folder / "model"
+    if not model.exists():
+        write_model(model)
+    small = {"layers": 1, "width": 32, "heads": 2, "epochs": 8, "batch_size": 8, "seeds": 1}
+    train = {**small, "learning_rate": 1e-3, "dropout": 0.0, **keys}
+    return suite_config(folder, model, {"it": TASK}, vqa_train=train, seed=1)
+
+
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+def test_a_head_learns_what_the_image_shows(tmp_path: Path, towers: str) -> None:
+    write_set(tmp_path)
+    record = train_suite(config(tmp_path, towers=towers), "suite.yaml", "c").tasks["it"].record
+    scores = {name: score["value"] for name, score in record["scores"].items()}
+    assert scores["closed_accuracy"] == 1.0
+    assert scores["open_accuracy"] > 0.8
+    details, baselines = record["details"], record["details"]["baselines"]
+    # Without images the colour can only be guessed, the closed half can be known.
+    assert 0.5 <= baselines["question_only"] < 0.8
+    assert baselines["shuffled_images"] < scores["accuracy"]
+    assert details["questions"] == {"train": 36, "val": 12, "test": 12}
+    assert (details["answers"], details["answers_not_in_training"]) == (5, 0)
+    assert details["shared_images"] == 0
+    assert record["n"] == 12
+    if towers == "frozen":
+        # The second time the file is read: nothing has changed.
+        again = train_suite(config(tmp_path), "suite.yaml", "c").tasks["it"].record
+        assert again == record
+        other = train_suite(config(tmp_path, epochs=1), "suite.yaml", "c").tasks["it"].record
+        assert other["options"]["vqa_train"]["epochs"] == 1
+
+
+def opened(folder: Path) -> tuple[TaskConfig, dict]:
+    from dataclasses import replace
+
+    task = config(folder).tasks["it"]
+    return task, {
+        side: open_dataset(replace(task.data, split=side), folder)
+        for side in ("train", "val", "test")
+    }
+
+
+def test_shared_images_are_seen_under_any_name_and_format(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    # Image 9 is the first of the test split, image 0 of train.
+    Image.open(tmp_path / "0.png").save(tmp_path / "9.png", "BMP")
+    task, datasets = opened(tmp_path)
+    splits = split_questions("it", task, datasets, "official")
+    assert [splits.pictures.places[n][1] for n in splits.shared] == [0]
+    assert splits.notes == [
+        "1 of 6 test images are training images, too; "
+        "vqa_train.split=image_disjoint splits by image"
+    ]
+
+
+def test_image_disjoint_split_shares_none(tmp_path: Path) -> None:
+    write_set(tmp_path, images=60)
+    for i in range(0, 60, 7):
+        Image.open(tmp_path / "0.png").save(tmp_path / f"{i}.png")
+    task, datasets = opened(tmp_path)
+    splits = split_questions("it", task, datasets, "image_disjoint")
+    hashes = [
+        {splits.pictures.hash(q.item.sample) for q in side}
+        for side in (splits.train, splits.val, splits.test)
+    ]
+    assert all(hashes)
+    assert not hashes[0] & hashes[1] | hashes[0] & hashes[2] | hashes[1] & hashes[2]
+    assert len(splits.train) + len(splits.val) + len(splits.test) == 120
+    assert not splits.shared
+    assert (
+        splits.notes[0] == "split anew by image: not comparable with scores on the official split"
+    )
+
+
+def test_a_set_without_val_holds_images_out(tmp_path: Path) -> None:
+    write_set(tmp_path, images=60)
+    task, datasets = opened(tmp_path)
+    train = datasets["train"]
+    del datasets["val"]
+    splits = split_questions("it", task, datasets, "official")
+    assert splits.train
+    assert splits.val
+    assert len(splits.train) + len(splits.val) == 2 * len(train.samples)
+    assert not {q.item.sample for q in splits.train} & {q.item.sample for q in splits.val}
+
+
+def question(gold: str, kind: str = "", closed: bool = False) -> Question:
+    options = ["yes", "no"] if closed else []
+    return Question(Item(0, {}), "i", "?", kind, gold, options, options, -1)
+
+
+def test_answers_are_those_of_training_the_most_frequent_first() -> None:
+    train = [question(gold) for gold in ("Liver", "liver ", "LUNG", "liver", "heart")]
+    assert vocabulary(train, 1) == ["liver", "LUNG", "heart"] or vocabulary(train, 1)[1:] == [
+        "LUNG",
+        "heart",
+    ]
+    with fails("vqa_train.least=3: leaves 1 answers; lower it"):
+        vocabulary(train, 3)
+
+
+def test_majority_comes_from_training_by_type() -> None:
+    train = [question("a", "x"), question("a", "x"), question("b", "x"), question("c", "y")]
+    train += [question("no", "x", True)] * 2
+    test = [question("b", "x"), question("b", "y"), question("b", "new"), question("b", "x", True)]
+    assert most_frequent(train, test) == ["a", "c", "a", "no"]
+
+
+def test_padding_is_never_attended_to() -> None:
+    torch.manual_seed(0)
+    head = FusionHead(VqaTrainConfig(layers=2, width=32, heads=4), 12, 16, 5).eval()
+    patches = Padded(torch.randn(2, 9, 12), torch.ones(2, 9, dtype=torch.bool))
+    words = Padded(torch.randn(2, 4, 16), torch.ones(2, 4, dtype=torch.bool))
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[:, 4:] = False
+    longer = Padded(torch.cat([words.states, torch.randn(2, 3, 16)], dim=1), mask)
+    # The same sums over rows of another length
+    assert torch.allclose(head(patches, words), head(patches, longer), atol=1e-5)
+    changed = patches.states.clone()
+    changed[:, 3] = torch.randn(2, 12)
+    assert not torch.allclose(head(Padded(changed, patches.mask), words), head(patches, words))
+
+
+def test_learning_rate_goes_up_and_down() -> None:
+    assert _rate(0.05) == pytest.approx(0.5)
+    assert _rate(0.1) == pytest.approx(1.0)
+    assert _rate(0.55) == pytest.approx(0.5)
+    assert _rate(1.0) == 0.0
+
+
+def test_suites_without_questions_are_an_error(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    one = config(tmp_path)
+    with fails("no task of kind vqa"):
+        train_suite(
+            suite_config(
+                tmp_path,
+                tmp_path / "model",
+                {"pairs": {"kind": "retrieval", "source": "t", "data": TASK["data"]}},
+            ),
+            "suite.yaml",
+            "c",
+        )
+    assert one.vqa_train.layers == 1
