@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from eval.config import EvalConfig
 from eval.embed import Embedder
-from eval.leakage import find_overlaps, read_training, with_overlap
+from eval.leakage import Hasher, find_overlaps, read_training, with_overlap
 from eval.readers import Dataset
 from eval.robustness import with_curves
 from eval.tasks import Inputs, Result
@@ -20,17 +20,11 @@ class Extras:
             UserError: training data that don't fit.
         """
         self.config = config
-        self.training = read_training(config.leakage) if config.leakage.train else None
-        self.overlaps = {}
-        if self.training is not None:
-            self.overlaps = find_overlaps(
-                datasets,
-                self.training,
-                config.leakage,
-                embedder.cache,
-                config.workers,
-                embedder.progress,
-            )
+        self.training, self.overlaps = None, {}
+        if config.leakage.train:
+            hasher = Hasher(embedder.cache, config.workers, embedder.progress)
+            self.training = read_training(config.leakage, hasher)
+            self.overlaps = find_overlaps(datasets, self.training, config.leakage, hasher)
 
     def added_to(
         self, result: Result, inputs: Inputs, evaluate: Callable[[Inputs], Result]

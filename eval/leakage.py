@@ -6,10 +6,11 @@ equal, the training image itself is fetched to see whether the pixels are the sa
 find are crops: a panel of a figure, a tile of a slide.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,61 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class Hasher:
+    """Hashes images, and keeps the hashes."""
+
+    cache: Path
+    """The folder in which they are kept."""
+    workers: int = 0
+    """Processes that decode images."""
+    progress: Progress = field(default_factory=lambda: Progress(disable=True))
+
+    def hashes(self, images: ImageSource, count: int, fingerprint: str, what: str) -> Hashes:
+        """uint64 [count]; UNREADABLE for images that can't be decoded.
+
+        Args:
+            fingerprint: of what decides the pixels.
+            what: what the progress bar shows.
+        """
+        path = self.cache / f"hashes-{fingerprint[:32]}.npy"
+        if path.is_file():
+            try:
+                kept = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise UserError(f"{path}: damaged ({error}); delete it") from None
+            if kept.shape == (count,):
+                return np.asarray(kept, dtype=np.uint64)
+        loader: DataLoader = DataLoader(
+            _Hashed(images, count), batch_size=64, num_workers=self.workers, collate_fn=list
+        )
+        task = self.progress.add_task(what, total=count)
+        found: list[int] = []
+        for batch in loader:
+            found += batch
+            self.progress.advance(task, len(batch))
+        hashes = np.array(found, dtype=np.uint64)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.save(file, hashes)
+        os.replace(temporary, path)
+        return hashes
+
+    def of(self, dataset: Dataset) -> Hashes:
+        """The hashes of a data set's images."""
+        images, count = dataset.images, len(dataset.samples)
+        return self.hashes(images, count, dataset.fingerprint, "hashes of test images")
+
+
+@dataclass(frozen=True)
 class Training:
     """The images of training data, by their hashes."""
 
     storages: Sequence[Storage]
     rows: pa.Table
     """COLUMNS and `folder`, an index into `storages`; a row for each image that has a hash."""
-    without_hash: int
+    unreadable: int
+    """Images that can't be decoded."""
 
     @property
     def hashes(self) -> Hashes:
@@ -76,14 +125,14 @@ class Training:
         return np.asarray(self.rows["phash"].to_numpy())
 
 
-def read_training(config: LeakageConfig) -> Training:
-    """The index of all training folders.
+def read_training(config: LeakageConfig, hasher: Hasher) -> Training:
+    """The index of all training folders; images whose hash isn't in it are read and hashed.
 
     Raises:
-        UserError: a folder that isn't there, or that has none of the splits or no hashes.
+        UserError: a folder that isn't there, or that has none of the splits.
     """
     tables, storages = [], []
-    without = 0
+    unreadable = 0
     for number, folder in enumerate(config.train):
         if not set(found := splits(folder)) & set(config.splits):
             raise UserError(
@@ -94,32 +143,22 @@ def read_training(config: LeakageConfig) -> Training:
         table = storages[-1].table("index.parquet", COLUMNS)
         table = table.filter(pc.is_in(table["split"], pa.array(list(config.splits))))
         hashed = table.filter(pc.is_valid(table["phash"]))
-        if not hashed.num_rows:
-            raise UserError(
-                f"leakage.train: {folder}/index.parquet has no perceptual hashes; "
-                f"`python -m data_prep curate source={folder} out=...` writes shards that have"
-            )
-        without += table.num_rows - hashed.num_rows
+        rest = table.filter(pc.is_null(table["phash"]))
+        if rest.num_rows:  # shards of others, as `data_prep index` describes them
+            hashes = _hash_stored(storages[-1], rest, config, hasher)
+            rest = rest.set_column(rest.column_names.index("phash"), "phash", pa.array(hashes))
+            hashed = pa.concat_tables([hashed, rest.filter(pa.array(hashes != UNREADABLE))])
+            unreadable += int((hashes == UNREADABLE).sum())
         tables.append(hashed.append_column("folder", pa.array([number] * hashed.num_rows)))
-    return Training(storages, pa.concat_tables(tables).combine_chunks(), without)
+    return Training(storages, pa.concat_tables(tables).combine_chunks(), unreadable)
 
 
 def find_overlaps(
-    datasets: Iterable[Dataset],
-    training: Training,
-    config: LeakageConfig,
-    cache: Path,
-    workers: int = 0,
-    progress: Progress | None = None,
+    datasets: Iterable[Dataset], training: Training, config: LeakageConfig, hasher: Hasher
 ) -> dict[str, Overlap]:
-    """Fingerprint of each data set -> its images that are in the training data.
-
-    Args:
-        cache: the folder in which hashes are kept.
-        workers: processes that decode images.
-    """
+    """Fingerprint of each data set -> its images that are in the training data."""
     sets = {dataset.fingerprint: dataset for dataset in datasets}
-    hashes = [hash_images(dataset, cache, workers, progress) for dataset in sets.values()]
+    hashes = [hasher.of(dataset) for dataset in sets.values()]
     together = np.concatenate(hashes)
     # A blank image is in every set: it is no sign of leakage.
     usable = np.flatnonzero((together != UNREADABLE) & (together != FLAT))
@@ -138,39 +177,6 @@ def find_overlaps(
         overlaps[fingerprint] = Overlap(matches, frozenset(np.flatnonzero(unusable).tolist()))
         start += len(own)
     return overlaps
-
-
-def hash_images(
-    dataset: Dataset, cache: Path, workers: int = 0, progress: Progress | None = None
-) -> Hashes:
-    """Perceptual hashes of all images, uint64 [N]; UNREADABLE for those that can't be decoded."""
-    path = cache / f"hashes-{dataset.fingerprint[:32]}.npy"
-    if path.is_file():
-        try:
-            kept = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise UserError(f"{path}: damaged ({error}); delete it") from None
-        if kept.shape == (len(dataset.samples),):
-            return np.asarray(kept, dtype=np.uint64)
-    loader: DataLoader = DataLoader(
-        _Hashed(dataset.images, len(dataset.samples)),
-        batch_size=64,
-        num_workers=workers,
-        collate_fn=list,
-    )
-    bar = progress or Progress(disable=True)
-    task = bar.add_task("hashes of images", total=len(dataset.samples))
-    found: list[int] = []
-    for batch in loader:
-        found += batch
-        bar.advance(task, len(batch))
-    hashes = np.array(found, dtype=np.uint64)
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, hashes)
-    os.replace(temporary, path)
-    return hashes
 
 
 def with_overlap(
@@ -203,7 +209,7 @@ def with_overlap(
         "splits": list(config.splits),
         "bits": config.bits,
         "training_images": training.rows.num_rows,
-        "training_images_without_hash": training.without_hash,
+        "training_images_unreadable": training.unreadable,
         "images": compared,
         "not_compared": len(samples & overlap.not_compared),
         "near": len(matches),
@@ -227,6 +233,16 @@ def with_overlap(
     return replace(
         result, details={**result.details, "leakage": details}, notes=[*result.notes, note]
     )
+
+
+def _hash_stored(storage: Storage, rows: pa.Table, config: LeakageConfig, hasher: Hasher) -> Hashes:
+    """Hashes of images in shards."""
+    digest = hashlib.sha256(storage.whole("manifest.json"))
+    digest.update("\0".join(["", *config.splits]).encode())
+    columns = [rows[name].to_pylist() for name in ("shard", "image_offset", "image_size")]
+    spans = [Span(*row) for row in zip(*columns, strict=True)]
+    what = f"hashes of {storage.root}"
+    return hasher.hashes(_Stored(storage, spans), len(spans), digest.hexdigest(), what)
 
 
 def _without(
@@ -289,6 +305,17 @@ class _Lookup:
 
     def _row(self, row: int) -> dict[str, Any]:
         return dict(self.training.rows.slice(row, 1).to_pylist()[0])
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Images in shards."""
+
+    storage: Storage
+    spans: Sequence[Span]
+
+    def read(self, index: int) -> bytes:
+        return next(iter(self.storage.read([self.spans[index]])))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep.shards import Sample
 from eval.__main__ import main
-from eval.leakage import UNREADABLE, find_overlaps, hash_images, read_training
+from eval.leakage import UNREADABLE, Hasher, find_overlaps, read_training
 from eval.options import LeakageConfig
 from eval.readers import Dataset
 from tests.eval.tiny import draw, fails, suite_config, write_model, write_table
@@ -112,7 +112,7 @@ def test_copies_are_found_and_left_out(
     assert found["matches"][0]["folder"] == str(root / "train")
     assert (found["near"], found["same_pixels"]) == (2, 1)
     assert (found["images"], found["not_compared"]) == (10, 2)
-    assert (found["training_images"], found["training_images_without_hash"]) == (4, 0)
+    assert (found["training_images"], found["training_images_unreadable"]) == (4, 0)
     assert record["n"] == 11
     assert found["n_without"] == 9
     assert "kinds: in the training data: 2 of 10 images (1 with equal pixels); without them" in (
@@ -168,12 +168,13 @@ def test_equals_comparing_everything(root: Path, tmp_path: Path) -> None:
     extra = [sample(f"x{i}", photograph(i), encoded(photograph(i), "PNG")) for i in (20, 21, 22)]
     write_shards(tmp_path / "more", [("train", extra)])
     config = LeakageConfig(train=[str(root / "train"), str(tmp_path / "more")], bits=10)
-    training = read_training(config)
+    hasher = Hasher(tmp_path / "cache")
+    training = read_training(config, hasher)
     files = [encoded(photograph(i), "JPEG", quality=30) for i in (1, 2, 5, 21, 22, 30)]
     sets = [dataset(files[:3], "a" * 64), dataset(files[3:], "b" * 64)]
-    found = find_overlaps(sets, training, config, tmp_path / "cache")
+    found = find_overlaps(sets, training, config, hasher)
     for each in sets:
-        hashes = hash_images(each, tmp_path / "cache")
+        hashes = hasher.of(each)
         expected = {
             i: int(np.bitwise_count(training.hashes ^ own).min())
             for i, own in enumerate(hashes)
@@ -187,9 +188,9 @@ def test_equals_comparing_everything(root: Path, tmp_path: Path) -> None:
 
 def test_hashes_are_kept(tmp_path: Path) -> None:
     images = dataset([encoded(photograph(1), "PNG"), b"broken"])
-    first = hash_images(images, tmp_path)
+    first = Hasher(tmp_path).of(images)
     assert first.tolist() == [perceptual_hash(photograph(1)), UNREADABLE]
-    assert hash_images(images, tmp_path).tolist() == first.tolist()
+    assert Hasher(tmp_path).of(images).tolist() == first.tolist()
     assert images.images.reads == [1, 1]
 
 
@@ -205,16 +206,37 @@ def test_one_image_of_many_with_the_same_hash(tmp_path: Path) -> None:
     write_shards(tmp_path / "train", [("train", samples)])
     config = LeakageConfig(train=[str(tmp_path / "train")])
     images = dataset([encoded(photograph(1), "PNG")])
-    found = find_overlaps([images], read_training(config), config, tmp_path / "cache")
+    hasher = Hasher(tmp_path / "cache")
+    found = find_overlaps([images], read_training(config, hasher), config, hasher)
     match = found[images.fingerprint].matches[0]
     assert (match.key, match.same_pixels) == ("b", True)
 
 
+def test_shards_without_hashes_are_hashed(root: Path, tmp_path: Path) -> None:
+    """Those of other makers have none in their index; a broken image is counted."""
+    images = [(f"x{i}", photograph(i)) for i in (20, 21)]
+    samples = [sample(key, image, encoded(image, "PNG"), hashed=False) for key, image in images]
+    samples.append(sample("broken", photograph(22), b"\x89PNG, but not really", hashed=False))
+    hashed = sample("hashed", photograph(23), encoded(photograph(23), "PNG"))
+    write_shards(tmp_path / "theirs", [("train", [samples[0], hashed, *samples[1:]])])
+    config, hasher = LeakageConfig(train=[str(tmp_path / "theirs")]), Hasher(tmp_path / "cache")
+    training = read_training(config, hasher)
+    keys = training.rows["key"].to_pylist()
+    expected = [perceptual_hash(photograph(i)) for i in (23, 20, 21)]
+    assert dict(zip(keys, training.hashes.tolist(), strict=True)) == dict(
+        zip(["hashed", "x20", "x21"], expected, strict=True)
+    )
+    assert training.unreadable == 1
+    images_of_test = dataset([encoded(photograph(21), "PNG")])
+    found = find_overlaps([images_of_test], training, config, hasher)
+    assert found[images_of_test.fingerprint].matches[0].key == "x21"
+    assert len(list((tmp_path / "cache").glob("hashes-*"))) == 2
+
+
 def test_training_data_that_do_not_fit(tmp_path: Path) -> None:
+    hasher = Hasher(tmp_path / "cache")
     with fails("nowhere: no such shard folder"):
-        read_training(LeakageConfig(train=[str(tmp_path / "nowhere")]))
+        read_training(LeakageConfig(train=[str(tmp_path / "nowhere")]), hasher)
     make_shards(tmp_path / "plain", (3,))
-    with fails("index.parquet has no perceptual hashes; `python -m data_prep curate source="):
-        read_training(LeakageConfig(train=[str(tmp_path / "plain")]))
     with fails("has no split holdout; it has train"):
-        read_training(LeakageConfig(train=[str(tmp_path / "plain")], splits=["holdout"]))
+        read_training(LeakageConfig(train=[str(tmp_path / "plain")], splits=["holdout"]), hasher)
