@@ -11,8 +11,11 @@ from eval.suite_files import load_suite
 from vlp.config import UserError, run_program
 
 COMMANDS: dict[str, str] = {
+    "check": "eval.checking",
     "compare": "eval.compare",
+    "list": "eval.catalogue",
     "probe": "eval.probe",
+    "questions": "eval.questions",
     "table": "eval.table",
     "vqa-train": "eval.vqa_train",
 }

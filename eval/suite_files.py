@@ -36,14 +36,14 @@ def with_included(suite: Path, content: dict[str, Any]) -> dict[str, Any]:
         return content
     own = content.get("tasks") or {}
     tasks = {
-        str(name): _laid_over(read_task(_task_file(suite, file)), own.get(name) or {})
+        str(name): _laid_over(to_dict(read_task(_task_file(suite, file))), own.get(name) or {})
         for name, file in included.items()
     }
     return {**content, "tasks": {**tasks, **{k: v for k, v in own.items() if k not in tasks}}}
 
 
-def read_task(path: Path) -> dict[str, Any]:
-    """The keys of a task's file, all of them, checked.
+def read_task(path: Path) -> TaskConfig:
+    """A task's file, checked.
 
     Raises:
         UserError: names the file and the key.
@@ -55,7 +55,7 @@ def read_task(path: Path) -> dict[str, Any]:
     except UserError as error:
         known = str(error).startswith(f"{path}: ")
         raise UserError(str(error) if known else f"{path}: {error}") from None
-    return to_dict(task)
+    return task
 
 
 def _task_file(suite: Path, name: Any) -> Path:
