@@ -13,6 +13,7 @@ from vlp.config import UserError, run_program
 COMMANDS: dict[str, str] = {
     "check": "eval.checking",
     "compare": "eval.compare",
+    "fetch": "eval.fetch",
     "list": "eval.catalogue",
     "probe": "eval.probe",
     "questions": "eval.questions",

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from eval.results import Record
 
-NUMBERS = ("cnr", "median_rank")
-"""Scores that begin so are no shares of 1."""
+NUMBERS = ("cnr", "contrast-to-noise", "median_rank")
+"""Scores with this in their name are no shares of 1."""
 
 
 def print_table(name: str, records: Iterable[Record], report: Path) -> None:
@@ -57,7 +57,7 @@ def remarks(record: Record) -> list[str]:
     lines = list(record["notes"])
     lines += [f"left out: {count} ({reason})" for reason, count in record["excluded"].items()]
     for key, value in details.get("baselines", {}).items():
-        lines.append(f"baseline {key.replace('_', ' ')}: {percent(value)}")
+        lines.append(f"baseline {key.replace('_', ' ')}: {shown(key, value)}")
     if "majority_share" in details:
         share = percent(details["majority_share"])
         lines.append(f"always the most frequent class: accuracy {share}")
@@ -68,7 +68,7 @@ def shown(key: str, value: float | None) -> str:
     """A score as people read it: a share as per cent, what is no share as a number."""
     if value is None:
         return "–"
-    return f"{value:.3g}" if key.startswith(NUMBERS) else percent(value)
+    return f"{value:.3g}" if any(part in key for part in NUMBERS) else percent(value)
 
 
 def interval(key: str, score: Mapping[str, Any]) -> str:

@@ -240,7 +240,7 @@ def _result(inputs: Inputs, scored: Sequence[Scored], excluded: Counter[str]) ->
         clusters=count,
         details={
             "baselines": {
-                f"{name}_{key}": _over_findings(values[:, k], strata)
+                f"{key}_{name}": _over_findings(values[:, k], strata)
                 for name, values in blind.items()
                 for k, key in enumerate(Judged._fields)
             },

@@ -34,6 +34,7 @@ from vlp.config import UserError
 from vlp.data.image import open_rgb
 
 BASELINES: dict[str, Shown] = {"shuffled_images": "shuffled", "no_image": "none"}
+SHOWN: tuple[Shown, ...] = ("own", *BASELINES.values())
 EXAMPLES = 6  # shown, of right and of wrong answers each
 
 

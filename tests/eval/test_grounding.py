@@ -192,8 +192,8 @@ def test_a_model_that_knows_finds_the_boxes(tmp_path: Path) -> None:
     assert result.scores["cnr"].value > 3
     baselines = result.details["baselines"]
     # No red where only green is asked for: everything is the same, and pointing is by chance.
-    assert baselines["other_phrase_pointing"] < 0.5
-    assert baselines["centre_pointing"] < 0.5
+    assert baselines["pointing_other_phrase"] < 0.5
+    assert baselines["pointing_centre"] < 0.5
     # Area of the boxes over the 64 x 64 pixels that are seen, within the finding, then over both.
     shares = [400 / 4096, (8 * 8 * 2) / 4096, 256 / 4096]
     expected = ((shares[0] + shares[1]) / 2 + shares[2]) / 2

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from eval import vqa
+from eval.__main__ import main as eval_main
 from eval.answers import load_answers
 from eval.suite import run_suite
 from tests.eval.tiny import draw, fails, suite_config
+from vlp.config import run_program
 
 ASKED: list[tuple[bool, str]] = []
 """What the functions below were asked: whether there was an image, and the prompt."""
@@ -140,6 +142,32 @@ def test_options_are_offered_by_letter(suite: Callable, tmp_path: Path) -> None:
     )
     assert ASKED[0][1].endswith("Question: Is it red?\nA) yes\nB) no\nC) mass")
     assert record["scores"]["closed_accuracy"]["value"] == 1.0
+
+
+def test_questions_are_written_for_models_that_run_elsewhere(
+    suite: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    expected = suite("python:tests.eval.test_vqa_generative:looks")
+    path, answers = tmp_path / "ask" / "questions.jsonl", tmp_path / "answers.jsonl"
+    keys = [f"out={path}", "only=[it]"]
+    run_program(eval_main, ["questions", str(tmp_path / "suite.yaml"), *keys])
+    assert "18 prompts for 1 tasks: " in capsys.readouterr().out
+    rows = [json.loads(line) for line in path.open()]
+    assert [row["images"] for row in rows] == ["own"] * 6 + ["shuffled"] * 6 + ["none"] * 6
+    assert rows[0]["options"] == ["yes", "no"]
+    shown = [
+        None if row["image"] is None else Image.open(tmp_path / row["image"]).convert("RGB")
+        for row in rows
+    ]
+    said = looks(shown, [row["prompt"] for row in rows])
+    back = [
+        {key: row[key] for key in ("task", "id", "images")} | {"answer": answer}
+        for row, answer in zip(rows, said, strict=True)
+    ]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in back))
+    record = suite(f"answers:{answers}")
+    assert record["scores"] == expected["scores"]
+    assert record["details"] == expected["details"]
 
 
 def test_bad_models(suite: Callable, tmp_path: Path) -> None:
