@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ THUMBNAIL = 224  # pixels of the longer side
 LABELS = {
     "accuracy": "accuracy",
     "mean_per_class_recall": "mean per-class recall",
+    "auroc": "AUROC",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "cnr": "contrast-to-noise ratio",
+    "miou": "mean IoU",
     "image_to_text": "image → caption",
     "text_to_image": "caption → image",
 }
@@ -96,10 +102,10 @@ def _section(name: str, done: TaskRun) -> dict[str, Any]:
         "groups": groups,
         "thumbnail": show,
         "shares": _row_shares(record["details"].get("confusion", [])),
-        "types": {
-            kind: (row, {"value": row["accuracy"], **row})
-            for kind, row in record["details"].get("by_question_type", {}).items()
-        },
+        "tables": list(_breakdowns(record["details"])),
+        "per_class": _per_class(record["details"].get("per_class", {})),
+        "prompts": _prompts(record["details"]),
+        "drawings": list(_drawings(record)),
     }
 
 
@@ -112,6 +118,95 @@ def _thumbnail(done: TaskRun, index: int | None) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _breakdowns(details: Record) -> Iterator[tuple[str, list[tuple[str, Record, Record]]]]:
+    """Tables of parts of the items: (by what, (part, its row, its score))."""
+    tables = {"question type": details.get("by_question_type", {}), **details.get("by_group", {})}
+    for what, table in tables.items():
+        if len(table) > 1:
+            yield (
+                what,
+                [(part, row, {"value": row["accuracy"], **row}) for part, row in table.items()],
+            )
+    if table := details.get("by_finding"):
+        keys = [key for key in next(iter(table.values())) if key != "n"]
+        for key in keys:
+            scores = [
+                (part, row, {"value": row[key], "low": None, "high": None, "chance": None})
+                for part, row in table.items()
+            ]
+            yield f"finding, {label(key)}", scores
+
+
+def _per_class(table: Record) -> Record | None:
+    """Scores by class: their names, and a row for each class; None for a task without classes."""
+    if not table:
+        return None
+    first = next(iter(table.values()))
+    counts = [key for key in ("n", "positives") if key in first]
+    scores = [key for key in first if key not in counts and not key.endswith("_interval")]
+    return {"counts": counts, "scores": scores, "rows": table}
+
+
+def _prompts(details: Record) -> dict[str, list[str]]:
+    """Heading -> texts, for every prompt that a task used."""
+    found = {}
+    for key in ("prompts", "negative_prompts"):
+        for name, texts in details.get(key, {}).items():
+            heading = f"{name}, negative" if key == "negative_prompts" else name
+            found[heading] = [texts] if isinstance(texts, str) else texts
+    return found
+
+
+def _drawings(record: Record) -> Iterator[Record]:
+    """Charts of a task: a heading, what to read in them, and (caption, SVG) of each."""
+    details = record["details"]
+    if calibration := details.get("calibration"):
+        yield {
+            "title": "Calibration",
+            "text": _calibration_text(calibration),
+            "charts": [
+                ("reliability", figures.reliability(calibration)),
+                ("risk and coverage", figures.risk_coverage(calibration["risk_coverage"])),
+            ],
+        }
+    if few_shot := details.get("few_shot"):
+        metric = record["headline"][0]
+        metric = metric.partition(f"_{few_shot[-1]['shots']}_shot")[0]
+        yield {
+            "title": "Few-shot probes",
+            "text": ["Dashed: zero-shot. Intervals over draws of training images and items."],
+            "charts": [(label(metric), figures.shots(record, metric))],
+        }
+    if found := details.get("robustness"):
+        names = list(dict.fromkeys(entry["corruption"] for entry in found["conditions"]))
+        yield {
+            "title": "Corrupted images",
+            "text": [f"Severity 0 is the clean image at {found['side']} px; dashed: chance."],
+            "charts": [(name.replace("_", " "), figures.robustness(found, name)) for name in names],
+        }
+
+
+def _calibration_text(found: Record) -> list[str]:
+    """The numbers that belong to the two charts."""
+    ece, curve, fitted = found["ece"], found["risk_coverage"], found["temperature"]
+    lines = [
+        f"Expected calibration error {percent(ece['value'])} "
+        f"({percent(ece['low'])} – {percent(ece['high'])}); a perfectly calibrated model with "
+        f"these confidences has {percent(ece['perfect'])}.",
+        f"Area under the risk-coverage curve {curve['area']:.3f} "
+        f"({curve['low']:.3f} – {curve['high']:.3f}); confidences at random {curve['chance']:.3f}, "
+        f"the best possible {curve['best']:.3f}.",
+    ]
+    if fitted is not None:
+        lines.insert(
+            1,
+            f"A temperature fitted on {fitted['labelled']} labelled items changes the error on the "
+            f"other {fitted['n']} from {percent(fitted['ece_before'])} to "
+            f"{percent(fitted['ece_after'])} (orange) and no answer.",
+        )
+    return lines
 
 
 def _row_shares(confusion: list[list[int]]) -> list[list[float]]:
