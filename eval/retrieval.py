@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 BLOCK = {"cpu": 2048, "cuda": 16384}
-"""Rows and columns of scores in memory at a time: 16 MiB, on a GPU 1 GiB."""
+"""Rows and columns of scores in memory at a time: 16 MiB, on a GPU 1 GiB.
+"""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,9 @@ def _count_before(scores: Tensor, best: _Best, first: int) -> Tensor:
     # x > the number below t. One comparison does, where two would take twice as long.
     below = best.score.nextafter(best.score.new_tensor(-torch.inf))
     threshold = torch.where(best.index >= end, below, best.score)
-    count = (scores > threshold[:, None]).sum(dim=1)
+    # Into floats, which PyTorch adds up ten times faster than booleans; exact below 2^24.
+    higher = torch.gt(scores, threshold[:, None], out=torch.empty_like(scores))
+    count = higher.sum(dim=1).long()
     inside = ((best.index > first) & (best.index < end)).nonzero().squeeze(1)
     if len(inside):  # the right answer stands in the block: of equal ones those before it count
         earlier = torch.arange(first, end, device=scores.device) < best.index[inside, None]

@@ -68,8 +68,10 @@ def evaluate(inputs: Inputs) -> Result:
     found = ranks(images.to(device), texts.to(device), pairs.indices)
 
     ks = sorted(set(inputs.task.ks))
-    image_cluster, count = cluster_indices(pairs.items, inputs.task.cluster)
-    clusters = {"image_to_text": image_cluster, "text_to_image": image_cluster[pairs.first_image]}
+    image_cluster, count = cluster_indices(pairs.items, _cluster_column(inputs.task))
+    # Numbered anew: not every image is a caption's first.
+    _, text_cluster = np.unique(image_cluster[pairs.first_image], return_inverse=True)
+    clusters = {"image_to_text": image_cluster, "text_to_image": text_cluster}
     scores, medians = {}, {}
     for direction, cluster in clusters.items():
         own = getattr(found, direction).numpy()
@@ -134,6 +136,11 @@ class _Pairs:
         if direction == "image_to_text":
             return images.bincount().numpy(), len(self.captions)
         return captions.bincount().numpy(), len(self.items)
+
+
+def _cluster_column(task: TaskConfig) -> str:
+    """Images that share their captions aren't independent, so they are drawn together anyway."""
+    return task.cluster or task.shared_caption
 
 
 def _pairs(inputs: Inputs, excluded: Counter[str]) -> _Pairs:
@@ -202,7 +209,7 @@ def _item_rows(inputs: Inputs, pairs: _Pairs, found: Ranks, k: int) -> list[dict
             "rank": rank,
         }
 
-    names = identities(pairs.items, inputs)
+    names = identities(pairs.items, inputs, _cluster_column(inputs.task))
     return [
         row("image_to_text", names[i]["id"], i, rank)
         for i, rank in enumerate(found.image_to_text.tolist())

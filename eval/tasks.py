@@ -160,10 +160,16 @@ def cluster_indices(items: list[Item], column: str) -> tuple[Ints, int]:
     return indices.astype(np.int64), int(indices.max()) + 1
 
 
-def identities(items: list[Item], inputs: Inputs) -> list[dict[str, Any]]:
-    """`id` and `cluster` of each item, for tasks with one item per image."""
+def identities(
+    items: list[Item], inputs: Inputs, column: str | None = None
+) -> list[dict[str, Any]]:
+    """`id` and `cluster` of each item, for tasks with one item per image.
+
+    Args:
+        column: of the cluster's name, '' for items that are their own. Without: the task's.
+    """
+    column = inputs.task.cluster if column is None else column
     names = [inputs.dataset.samples[item.sample].image for item in items]
-    column = inputs.task.cluster
     return [
         {"id": name, "cluster": text(item.row.get(column)) or name if column else name}
         for name, item in zip(names, items, strict=True)
