@@ -65,7 +65,7 @@ def with_curves(
         images = inputs.embedder.images(dataset, _label(inputs.name, condition))
         scores.append(evaluate(replace(inputs, dataset=dataset, images=images)).scores[metric])
     clean, *rest = scores
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "corruption": condition.name,
             "severity": condition.severity,
