@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "probe": "eval.probe",
     "questions": "eval.questions",
     "table": "eval.table",
+    "demo": "eval.demo.program",
     "vqa-train": "eval.vqa_train",
 }
 """Name -> module with `main(argv)`; imported when it is called, since most need no torch."""

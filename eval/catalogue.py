@@ -10,6 +10,7 @@ from rich.table import Table
 
 from eval.config import TaskConfig
 from eval.data_config import DataConfig
+from eval.readers.huggingface import hub_files
 from eval.suite_files import load_suite, read_task
 from vlp.config import UserError, load_config
 
@@ -83,6 +84,11 @@ def named(tasks: dict[str, TaskConfig], name: str) -> TaskConfig:
 
 def has_data(data: DataConfig, root: Path) -> bool:
     """Whether the files that a task names exist; nothing is read. Images are `check`'s business."""
+    if data.reader == "huggingface":
+        try:
+            return bool(hub_files(data, root))
+        except UserError:
+            return False
     further = [data.labels, *data.join] if data.labels else list(data.join)
     splits = [part for part in data.split.split("|") if part] or [""]
     for path in (data.path, *further):

@@ -6,12 +6,14 @@ array is unpacked into a temporary file when its first image is asked for.
 """
 
 import fcntl
+import lzma
 import os
 import shutil
 import struct
 import tempfile
 import weakref
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,15 @@ from vlp.config import UserError
 MAX_ARRAY = 1 << 36
 """Bytes of one array that are read at most; the largest of MedMNIST at 224 pixels has 13 GB."""
 MAX_LABELS = 1 << 30
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    ValueError,  # numpy, of a header or content that doesn't fit
+    RuntimeError,  # zipfile, of an encrypted member
+)
 
 
 class _Array(NamedTuple):
@@ -88,8 +99,11 @@ def _labels(archive: zipfile.ZipFile, member: str, path: Path) -> np.ndarray:
     array = _header(archive, member, path, MAX_LABELS)
     if array.dtype.kind not in "iub" or len(array.shape) not in (1, 2):
         raise UserError(f"{path}: {member}: not integers [N] or [N, L], but {array.dtype}")
-    with archive.open(member) as file:
-        values = np.lib.format.read_array(file, allow_pickle=False)
+    try:
+        with archive.open(member) as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except _DAMAGED as error:
+        raise UserError(f"{path}: {member}: damaged: {error}; copy it again") from None
     return values.reshape(len(values), -1).astype(np.int64)
 
 
@@ -116,7 +130,7 @@ def _header(archive: zipfile.ZipFile, member: str, path: Path, bound: int = MAX_
         size = info.file_size
     except KeyError:
         raise UserError(f"{path}: no array '{member.removesuffix('.npy')}'") from None
-    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path}: {member}: not an array: {error}") from None
     count = 1
     for side in shape:
@@ -174,7 +188,7 @@ class _NpzImages:
                 try:
                     with archive.open(self.member) as source, partial.open("wb") as out:
                         shutil.copyfileobj(source, out, 1 << 20)
-                except zipfile.BadZipFile as error:
+                except _DAMAGED as error:
                     raise UserError(f"{self.path}: damaged: {error}; copy it again") from None
                 os.replace(partial, target)
         return target
