@@ -42,12 +42,9 @@ class Question:
     statements: list[str]
     """One sentence per option."""
     answer: int
-    """Index of the right option; -1 for an open question."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is answered by choosing."""
-        return bool(self.options)
+    """Index of the right option; -1 where there are none."""
+    closed: bool
+    """Whether it is answered by choosing, by the set's own word where it has one."""
 
 
 class Parsed(NamedTuple):
@@ -91,11 +88,16 @@ def select_items(where: str, task: TaskConfig, dataset: Dataset) -> list[Item]:
     return items
 
 
-def parse(task: TaskConfig, items: list[Item]) -> Parsed:
-    """Questions, closed and open, and what was left out."""
+def parse(task: TaskConfig, items: list[Item], choose: bool = True) -> Parsed:
+    """Questions, closed and open, and what was left out.
+
+    Args:
+        choose: closed questions need options with the right answer among them. Otherwise one that
+            the set calls closed may have none, such as "MRI or CT?" among yes/no questions.
+    """
     parsed = Parsed([], Counter(), Counter())
     for item in items:
-        found = _question(task, item)
+        found = _question(task, item, choose)
         if isinstance(found, Question):
             parsed.questions.append(found)
             continue
@@ -110,7 +112,7 @@ def fold(answer: str) -> str:
     return " ".join(answer.casefold().split())
 
 
-def _question(task: TaskConfig, item: Item) -> Question | str:
+def _question(task: TaskConfig, item: Item, choose: bool) -> Question | str:
     """The question of a row, or why there is none."""
     row = item.row
     question, gold = text(row.get(task.question)), text(row.get(task.answer))
@@ -128,7 +130,9 @@ def _question(task: TaskConfig, item: Item) -> Question | str:
     # Without a column that tells, "normal" among yes/no questions is the answer of an open one.
     undeclared = not answer_type and not own and right is None
     if answer_type == "open" or undeclared:
-        return Question(item, name, question, kind, gold, [], [], -1)
+        return Question(item, name, question, kind, gold, [], [], -1, closed=False)
+    if not choose and right is None:
+        return Question(item, name, question, kind, gold, [], [], -1, closed=True)
     folded = {fold(option) for option in options.values()}
     if len(folded) != len(options) or len(options) < 2:
         return NO_CHOICE
@@ -141,7 +145,9 @@ def _question(task: TaskConfig, item: Item) -> Question | str:
     if len(statements) != len(listed):
         return STATEMENTS
     place = list(options).index(right)
-    return Question(item, name, question, kind, listed[place], listed, statements, place)
+    return Question(
+        item, name, question, kind, listed[place], listed, statements, place, closed=True
+    )
 
 
 def _own_options(task: TaskConfig, row: Row) -> dict[int, str]:

@@ -17,8 +17,8 @@ Table = dict[str, dict[str, Any]]
 
 
 def chance(questions: Sequence[Question]) -> float:
-    """Expected accuracy of choosing at random; an open question is never met by chance."""
-    return sum(1 / len(q.options) if q.closed else 0.0 for q in questions) / len(questions)
+    """Expected accuracy of choosing at random; without options nothing is met by chance."""
+    return sum(1 / len(q.options) if q.options else 0.0 for q in questions) / len(questions)
 
 
 def majority(questions: Sequence[Question]) -> float:

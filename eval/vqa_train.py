@@ -142,7 +142,7 @@ def split_questions(
     sides: dict[str, list[Question]] = {"train": [], "val": [], "test": []}
     excluded: Counter[str] = Counter()
     for side, dataset in datasets.items():
-        parsed = parse(task, select_items(name, task, dataset))
+        parsed = parse(task, select_items(name, task, dataset), choose=False)
         first = pictures.first(dataset)
         for question in parsed.questions:
             item = replace(question.item, sample=question.item.sample + first)

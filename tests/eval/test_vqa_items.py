@@ -1,14 +1,19 @@
 """Items of each published set, from rows with the columns of its files."""
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from eval.config import TaskConfig, VqaConfig
+from eval.model import load_model
 from eval.readers import Dataset, Sample
+from eval.suite import run_suite
 from eval.vqa_items import ID, NOT_AN_OPTION, Parsed, parse, select_items
-from tests.eval.tiny import fails
+from tests.eval.tiny import WORDS, fails, suite_config, write_model, write_table
 
 
 def dataset(rows: list[dict], image: str = "image") -> Dataset:
@@ -239,6 +244,47 @@ def test_micro_bench_questions_by_type() -> None:
     )
     assert [(q.id, q.gold) for q in questions] == [("7:classification", "virus")]
     assert questions[0].statements[1] == "Which class? cell"
+
+
+def test_micro_bench_scores_are_those_of_its_own_loop(tmp_path: Path) -> None:
+    """clip_inference.py: per image and caption the option of greatest softmax, all pooled."""
+    model = load_model(str(write_model(tmp_path / "model")), "cpu")
+    captions = [f"{a} {b}" for a in WORDS[:4] for b in WORDS[4:]]
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        entries = {}
+        for kind in ("modality", "modality_1", "stain"):
+            options = generator.choice(captions, 3 + i % 2, replace=False).tolist()
+            answer = options[int(generator.integers(len(options)))]
+            entries[kind] = {"question": "which?", "options": options, "answer": answer}
+        entries["domain"] = None
+        rows.append({"image_id": str(i), "dataset": "ab"[i % 2], "captions": entries})
+    write_table(tmp_path, rows)
+    task = {
+        "kind": "vqa",
+        "source": "test",
+        "data": {"reader": "table", "path": "index.jsonl", "split": ""},
+        "statement": "{option}",
+        "vqa": {"nested": "captions", "id": "image_id", "groups": ["dataset"]},
+    }
+    config = suite_config(tmp_path, tmp_path / "model", {"it": task})
+    details = run_suite(config, "suite.yaml", "c").tasks["it"].record
+
+    right: dict[str, list[bool]] = {"a": [], "b": []}
+    for i, row in enumerate(rows):
+        image = model.embed_images([Image.open(tmp_path / f"{i:03}.png")])
+        for entry in filter(None, row["captions"].values()):
+            logits = 100 * image @ model.embed_texts(entry["options"]).T
+            chosen = int(logits.softmax(dim=-1).argmax())
+            right[row["dataset"]].append(chosen == entry["options"].index(entry["answer"]))
+    pooled = [*right["a"], *right["b"]]
+    assert 0 < sum(pooled) < len(pooled)
+    assert details["scores"]["accuracy"]["value"] == pytest.approx(np.mean(pooled))
+    by_group = details["details"]["by_group"]["dataset"]
+    assert {name: row["accuracy"] for name, row in by_group.items()} == pytest.approx(
+        {name: np.mean(values) for name, values in right.items()}
+    )
 
 
 def test_bad_rows_are_errors_that_name_the_key() -> None:
