@@ -100,6 +100,24 @@ def has_data(data: DataConfig, root: Path) -> bool:
     return True
 
 
+def with_data(tasks: dict[str, TaskConfig], root: Path, suite: str) -> dict[str, TaskConfig]:
+    """The tasks whose data is there; the others are named.
+
+    Args:
+        suite: the suite's file, for errors.
+
+    Raises:
+        UserError: none is.
+    """
+    there = {name: task for name, task in tasks.items() if has_data(task.data, root)}
+    without = [name for name in tasks if name not in there]
+    if not there:
+        raise UserError(f"{suite}: no task's data is in data_root={root}; see python -m eval list")
+    if without:
+        print(f"left out, since their data isn't in {root}: {', '.join(without)}")
+    return there
+
+
 def _filled(path: Path) -> bool:
     """A file, or a folder with anything in it."""
     return path.is_file() or (path.is_dir() and any(path.iterdir()))

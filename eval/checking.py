@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from eval.catalogue import fetchable, has_data
@@ -92,7 +93,8 @@ def _broken(dataset: Dataset) -> Iterator[str]:
             yield f"{len(missing):,} images aren't there; the first is {missing[0]}"
             return
     n = len(dataset.samples)
-    for i in sorted({i * (n - 1) // max(DECODED - 1, 1) for i in range(min(DECODED, n))}):
+    spaced = np.linspace(0, n - 1, min(DECODED, n)).round().astype(int)
+    for i in spaced.tolist():
         try:
             open_rgb(dataset.images.read(i))
         except (ImageError, OSError, UserError) as error:

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 from eval.data_config import DataConfig as DataConfig
 from eval.data_config import OriginConfig
 from eval.label_config import CalibrationConfig, MultilabelConfig
-from eval.options import LeakageConfig, ProbeConfig, RobustnessConfig
+from eval.options import LeakageConfig, ProbeConfig, RobustnessConfig, WandbConfig
 from eval.vqa_config import GroundingConfig, VqaConfig, VqaTrainConfig
 from vlp.config import UserError
 
@@ -118,6 +118,9 @@ class EvalConfig:
     """Names of the tasks to run, such as only=[modality,vqa]; empty runs all."""
     data_root: str = "."
     """The folder to which the paths of the suite are relative."""
+    missing: Literal["error", "skip"] = "error"
+    """What to do about tasks whose data isn't there: stop before anything is scored, or name them
+    and score the others."""
     out: str = ""
     """Where TASK.json, TASK.items.parquet and report.html go. Empty: eval/SUITE beside a model's
     folder, or eval-results/MODEL/SUITE for a model that has no folder."""
@@ -143,6 +146,8 @@ class EvalConfig:
     """Settings of `python -m eval probe`."""
     vqa_train: VqaTrainConfig = field(default_factory=VqaTrainConfig)
     """Settings of `python -m eval vqa-train`."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """The same on Weights & Biases: wandb.mode=online"""
 
     def __post_init__(self) -> None:
         for key, least in (("batch_size", 1), ("workers", 0), ("replicates", 100)):

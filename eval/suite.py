@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval import classification, grounding, multilabel, retrieval_task, vqa
+from eval.catalogue import with_data
 from eval.config import DataConfig, EvalConfig, TaskConfig, chosen_tasks
 from eval.embed import Embedder, ImageFeatures
 from eval.extras import Extras
@@ -130,6 +131,8 @@ def prepare(config: EvalConfig, suite: str) -> Prepared:
         UserError: a suite or data that don't fit.
     """
     tasks = chosen_tasks(config, suite)
+    if config.missing == "skip":
+        tasks = with_data(tasks, Path(config.data_root), suite)
     for name in tasks:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"{suite}: tasks.{name}: names a file; use A-Z a-z 0-9 _ -")
