@@ -157,7 +157,7 @@ def calibration(inputs: Inputs, cosines: Floats, true: Ints, clusters: Ints) -> 
 
     found = reliability(confidence, right, settings.bins)
     error_bounds, area_bounds = inputs.intervals(resampled, clusters)
-    low, high = _around(found.error, error_bounds)
+    low, high = error_bounds.basic(found.error)  # resampling moves the error up
     return {
         "scale": scale,
         "ece": {
@@ -228,8 +228,3 @@ def _labelled(wanted: int, clusters: Ints, seed: int) -> Bools:
 def _confidence(scale: float, cosines: Floats) -> Floats:
     highest: Floats = np.exp(log_softmax(scale * cosines, axis=1)).max(axis=1)
     return highest
-
-
-def _around(value: float, bounds: Interval) -> Interval:
-    """The basic bootstrap interval: resampling moves the error up, and this takes it back."""
-    return Interval(max(0.0, 2 * value - bounds.high), max(0.0, 2 * value - bounds.low))

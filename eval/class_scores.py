@@ -72,11 +72,19 @@ class ClassScores:
         Args:
             bootstrap: statistics of weights -> their intervals, as metrics.bootstrap.
         """
-        names = self.names
+        names, whole = self.names, self._whole
         found = bootstrap(self.resampled)
-        rest = found[len(names) :]
-        table = [rest[i : i + self.classes] for i in range(0, len(rest), self.classes)]
-        return dict(zip(names, found[: len(names)], strict=True)), table
+        values = self._overall(None, whole)
+        scores = {
+            name: quantiles.around(name, float(value))
+            for name, quantiles, value in zip(names, found, values, strict=False)
+        }
+        rest = iter(found[len(names) :])
+        table = [
+            [next(rest).around(name, float(value)) for value in row]
+            for name, row in zip(PER_CLASS, whole, strict=True)
+        ]
+        return scores, table
 
     def resampled(self, weights: Ints) -> Floats:
         """The scores of a resample, in the order of `names`, then `per_class` row by row."""

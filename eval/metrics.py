@@ -12,11 +12,31 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+BASIC = ("average_precision", "macro_f1")
+"""Scores whose resamples are biased: an item that is drawn twice is its own neighbour in a ranking,
+and small classes are missed. The percentile interval of a mean average precision over 36 classes,
+each with 11 positives, held the truth in 39% of simulated sets, the basic one in 89%; of macro F1
+over 36 classes, in 82% and 95%. Of the other scores the two hold it about equally often."""
+
+
 class Interval(NamedTuple):
     """Bounds of a confidence interval."""
 
     low: float
     high: float
+
+    def around(self, score: str, value: float) -> "Interval":
+        """The interval of a score, from the quantiles of its resamples.
+
+        They themselves (the percentile interval), or for BASIC their reflection on the value (the
+        basic interval), within 0 to 1.
+        """
+        return self.basic(value) if score in BASIC else self
+
+    def basic(self, value: float) -> "Interval":
+        """The reflection on the value, within 0 to 1: takes the bias of the resamples back."""
+        low, high = (min(max(2 * value - bound, 0.0), 1.0) for bound in (self.high, self.low))
+        return Interval(low, high)
 
 
 def confusion_matrix(

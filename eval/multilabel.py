@@ -11,7 +11,7 @@ the findings. One that has no positives, or no negatives, has no AUROC and is le
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -75,14 +75,15 @@ def labels_of(task: TaskConfig, row: Row, classes: Sequence[str]) -> list[int]:
     if task.multilabel.labels == "columns":
         return [_cell(task, row, column) for column in classes]
     value = row.get(task.label)
-    if not isinstance(value, list | np.ndarray) and not text(value):
+    listed = isinstance(value, list | np.ndarray)
+    if not listed and not text(value):
         return [UNKNOWN] * len(classes)  # an empty cell; an empty list says that there is nothing
     if task.multilabel.labels == "vector":
         cells = texts(value.tolist() if isinstance(value, np.ndarray) else value)
         if len(cells) != len(classes) or not set(cells) <= {"0", "1"}:
             raise ValueError(f"'{task.label}' needs a 0 or 1 for each of {len(classes)} classes")
         return [int(cell) for cell in cells]
-    split = value.split(task.multilabel.separator) if isinstance(value, str) else value
+    split: Iterable[Any] = value if listed else text(value).split(task.multilabel.separator)
     found = {name for name in map(text, split) if name} - set(task.multilabel.ignore)
     if unknown := sorted(found - set(classes)):
         raise ValueError(
@@ -100,7 +101,7 @@ def evaluate(inputs: Inputs) -> Result:
     """
     task = inputs.task
     classes = list(class_names(task, inputs.dataset))
-    items, labels, excluded = _scored_items(inputs, classes)
+    items, labels, excluded = scored_items(inputs, classes)
     asked = _prompts(task, inputs.dataset)
     margins = _margins(inputs, asked, items)  # [n, C]
     scored = FindingScores.of(labels, margins, decides=bool(task.multilabel.negative))
@@ -113,14 +114,13 @@ def evaluate(inputs: Inputs) -> Result:
             "and some lack"
         )
     found = inputs.intervals(scored, clusters)
-    table = found[len(scored.names) :]
     softmax = task.multilabel.score == "softmax" and scored.decides
     shown = expit(inputs.embedder.model.scale * margins) if softmax else margins
     return Result(
         n=len(items),
         scores={
-            key: Score(values[key], *interval, chance[key])
-            for key, interval in zip(scored.names, found, strict=False)
+            key: Score(values[key], *quantiles.around(key, values[key]), chance[key])
+            for key, quantiles in zip(scored.names, found, strict=False)
             if key in values
         },
         headline=[task.multilabel.metric],
@@ -132,7 +132,7 @@ def evaluate(inputs: Inputs) -> Result:
             "negative_prompts": {label: pair[1] for label, pair in asked.items()},
             "ensemble": task.ensemble,
             "score": task.multilabel.score if scored.decides else "cosine",
-            "per_class": scored.table(classes, table),
+            "per_class": scored.table(classes, found[len(scored.names) :]),
         },
         examples=_examples(inputs, items, labels, margins, classes) if scored.decides else [],
         notes=[
@@ -237,8 +237,12 @@ class FindingScores:
         shares: list[float] = (right.sum(axis=1) / known.sum(axis=1)).tolist()
         return shares
 
-    def table(self, classes: list[str], intervals: list[Interval]) -> dict[str, dict[str, Any]]:
-        """Class -> how many labels, and of each score its value and interval."""
+    def table(self, classes: list[str], quantiles: list[Interval]) -> dict[str, dict[str, Any]]:
+        """Class -> how many labels, and of each score its value and interval.
+
+        Args:
+            quantiles: of the resamples, as this object's call orders them behind the means.
+        """
         positives, known = self.counts
         rows: dict[str, dict[str, Any]] = {
             label: {"n": int(n), "positives": int(k)}
@@ -246,10 +250,12 @@ class FindingScores:
         }
         for i, values in enumerate(self.whole):
             name = {"macro_f1": "f1"}.get(self.names[i], self.names[i].removeprefix("mean_"))
-            own = intervals[i * len(classes) : (i + 1) * len(classes)]
-            for row, value, interval in zip(rows.values(), values, own, strict=True):
-                row[name] = None if np.isnan(value) else float(value)
-                row[f"{name}_interval"] = None if np.isnan(value) else list(interval)
+            own = quantiles[i * len(classes) : (i + 1) * len(classes)]
+            for row, value, drawn in zip(rows.values(), values, own, strict=True):
+                defined = not np.isnan(value)
+                bounds = list(drawn.around(name, float(value)))
+                row[name] = float(value) if defined else None
+                row[f"{name}_interval"] = bounds if defined else None
         return rows
 
 
@@ -295,8 +301,13 @@ def _margins(
     return cosines[:, : len(pairs)] - cosines[:, len(pairs) :]
 
 
-def _scored_items(inputs: Inputs, classes: list[str]) -> tuple[list[Item], Ints, Counter[str]]:
-    """(one item per image, labels int64 [n, C], why others are left out)."""
+def scored_items(inputs: Inputs, classes: list[str]) -> tuple[list[Item], Ints, Counter[str]]:
+    """(one item per image, labels int64 [n, C], why others are left out).
+
+    Raises:
+        UserError: no item.
+        ValueError: a label that says nothing known, in data that `check` hasn't seen.
+    """
     excluded: Counter[str] = Counter()
     if unjoined := sum(not sample.rows for sample in inputs.dataset.samples):
         excluded["no row in the table of labels"] = unjoined

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.config import EvalConfig, TaskConfig
+from eval.metrics import BASIC
 from vlp.config import UserError, to_dict, write_text
 
 if TYPE_CHECKING:  # these import torch, which takes seconds; tables of results need none
@@ -39,7 +40,7 @@ MAX_BYTES = 1 << 28
 """Of a results file that is read: it may come from anywhere."""
 NEEDED = ("task", "kind", "model", "data", "config", "options", "n", "scores", "headline")
 INDIFFERENT = (
-    *("model", "name", "tasks", "only", "data_root", "out", "cache", "overwrite"),
+    *("model", "name", "tasks", "only", "data_root", "out", "cache", "overwrite", "missing"),
     *("device", "batch_size", "workers", "probe", "vqa_train", "wandb"),
 )
 """Keys of EvalConfig that decide no number, or that stand elsewhere in the record."""
@@ -164,7 +165,7 @@ def write_task(
         "headline": result.headline,
         "interval": {
             "level": 0.95,
-            "method": "percentile bootstrap",
+            "method": f"percentile bootstrap; basic for {', '.join(BASIC)}",
             "cluster": header["config"]["cluster"],
             "clusters": result.clusters,
         },

@@ -220,6 +220,43 @@ def test_bootstrap_of_auroc_equals_a_direct_one() -> None:
     assert found == pytest.approx(np.quantile(direct, [0.025, 0.975]))
 
 
+def test_the_basic_interval_of_average_precision_holds_the_truth_more_often() -> None:
+    """Twelve classes with eight positives of 100 each, for which a percentile interval is too high.
+
+    Of 60 sets the two hold it in about 30 and 46, with a deviation of 4 each.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(classes: int, n: int) -> metrics.Ranking:
+        positive = rng.random((classes, n)) < 0.08
+        return metrics.rank(rng.normal(size=(classes, n)) + 1.5 * positive, positive)
+
+    truth = metrics.areas(draw(1, 200_000))[1][0]
+    held = np.zeros(2)
+    for seed in range(60):
+        ranking = draw(12, 100)
+        found = metrics.bootstrap(
+            lambda weights, ranking=ranking: np.array(
+                [np.nanmean(metrics.areas(ranking, weights)[1])]
+            ),
+            np.arange(100),
+            seed=seed,
+            replicates=100,
+        )[0]
+        value = float(np.nanmean(metrics.areas(ranking)[1]))
+        for i, (low, high) in enumerate([found, found.around("average_precision", value)]):
+            held[i] += low <= truth <= high
+    assert held[1] >= 40
+    assert held[1] >= held[0] + 5
+
+
+def test_basic_intervals_are_reflections_within_bounds() -> None:
+    found = metrics.Interval(0.5, 0.9).basic(0.6)
+    assert found == pytest.approx((0.3, 0.7))
+    assert metrics.Interval(0.7, 0.95).basic(0.9) == pytest.approx((0.85, 1.0))
+    assert metrics.Interval(0.5, 0.9).around("accuracy", 0.6) == (0.5, 0.9)
+
+
 def test_resamples_that_leave_a_statistic_undefined_do_not_count() -> None:
     """One positive of six: a third of the resamples hold none of it."""
     positive = np.array([[True, False, False, False, False, False]])
