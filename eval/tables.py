@@ -95,10 +95,15 @@ def _content(path: Path) -> str:
 
 def _csv(content: str, delimiter: str, header: Sequence[str]) -> list[Row]:
     # Captions hold lone quotation marks; a table without a header is no CSV of a spreadsheet.
-    quoting = csv.QUOTE_NONE if header and delimiter == "\t" else csv.QUOTE_MINIMAL
-    lines = io.StringIO(content, newline="")
-    reader = csv.DictReader(lines, list(header) or None, delimiter=delimiter, quoting=quoting)
-    rows = list(reader)
+    quoted = not (header and delimiter == "\t")
+    rows = list(
+        csv.DictReader(
+            io.StringIO(content, newline=""),
+            list(header) or None,
+            delimiter=delimiter,
+            quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        )
+    )
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             raise ValueError(f"row {number} doesn't have as many cells as the header")

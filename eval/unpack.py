@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -98,7 +98,7 @@ def _inner(name: str, archive: Path) -> Path:
     return Path(*path.parts)
 
 
-def _entries(archive: Path) -> Iterator[_Entry]:
+def _entries(archive: Path) -> Generator[_Entry, None, None]:
     """The files of an archive, in its order; folders are left out, links are refused."""
     if zipfile.is_zipfile(archive):
         yield from _zip_entries(archive)
@@ -108,7 +108,7 @@ def _entries(archive: Path) -> Iterator[_Entry]:
         raise UserError(f"{archive}: neither a zip nor a tar; delete it and fetch it again")
 
 
-def _zip_entries(archive: Path) -> Iterator[_Entry]:
+def _zip_entries(archive: Path) -> Generator[_Entry, None, None]:
     with zipfile.ZipFile(archive) as file:
         for i, info in enumerate(file.infolist()):
             _bound(i, archive)
@@ -122,7 +122,7 @@ def _zip_entries(archive: Path) -> Iterator[_Entry]:
                     yield _Entry(info.filename, info.file_size, content)
 
 
-def _tar_entries(archive: Path) -> Iterator[_Entry]:
+def _tar_entries(archive: Path) -> Generator[_Entry, None, None]:
     with tarfile.open(archive) as file:
         for i, member in enumerate(file):
             _bound(i, archive)

@@ -31,9 +31,9 @@ def open_coco(data: DataConfig, root: Path) -> Dataset:
     for entry in _list(content, "images", path):
         name = text(entry.get("file_name"))
         files.append(inside(folder, name, path))
-        size = {key: entry[key] for key in ("width", "height") if key in entry}
+        size: Row = {key: entry[key] for key in ("width", "height") if key in entry}
         rows: list[Row] = [
-            {"image": name, "label": label, "boxes": found, **size}
+            {**size, "image": name, "label": label, "boxes": found}
             for label, found in sorted(boxes[entry["id"]].items())
         ]
         samples.append(Sample(name, [], rows))

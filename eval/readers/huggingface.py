@@ -143,10 +143,14 @@ class _ArrowFile:
         return self.batches[group].column(column)[row].as_py()
 
 
-_FORMATS = {".parquet": _ParquetFile, ".arrow": _ArrowFile}
+_File = _ParquetFile | _ArrowFile
+_FORMATS: dict[str, type[_ParquetFile] | type[_ArrowFile]] = {
+    ".parquet": _ParquetFile,
+    ".arrow": _ArrowFile,
+}
 
 
-def _open(path: Path, image: str) -> _ParquetFile | _ArrowFile:
+def _open(path: Path, image: str) -> _File:
     if path.suffix not in _FORMATS:
         raise UserError(f"{path}: neither .parquet nor .arrow")
     try:
@@ -188,7 +192,7 @@ class _ColumnImages:
 
     def __init__(self, files: list[Path], column: str, order: list[int] | None = None) -> None:
         self.files, self.column, self.order = files, column, order
-        self._opened: list[_ParquetFile | _ArrowFile] | None = None
+        self._opened: list[_File] | None = None
         self._places: list[tuple[int, int]] = []
         self._ends: list[int] = []
 
@@ -230,9 +234,7 @@ def _equal_images(images: _ColumnImages, count: int) -> list[list[int]]:
     return list(groups.values())
 
 
-def _names(
-    opened: list[_ParquetFile | _ArrowFile], data: DataConfig, groups: list[list[int]]
-) -> list[str]:
+def _names(opened: list[_File], data: DataConfig, groups: list[list[int]]) -> list[str]:
     """Names of the images: the stored paths if they tell them apart, otherwise split/number."""
     numbered = [f"{data.split or 'all'}/{group[0]:06d}" for group in groups]
     paths: list[Any] = []
