@@ -76,3 +76,16 @@ class ProbeConfig:
             raise ValueError("probe.shots is empty and probe.full false: nothing to fit")
         if self.seeds < 1:
             raise ValueError(f"probe.seeds={self.seeds}: set it to 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """The scores on Weights & Biases, besides the files."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    """No run, a run written into `out`/wandb, or one that is sent: with the report, and so with the
+    examples in it."""
+    project: str = "biovlp"
+    """Project on Weights & Biases."""
+    entity: str = ""
+    """User or team on Weights & Biases; empty: the account's default."""
