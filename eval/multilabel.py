@@ -11,7 +11,7 @@ the findings. One that has no positives, or no negatives, has no AUROC and is le
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -75,16 +75,16 @@ def labels_of(task: TaskConfig, row: Row, classes: Sequence[str]) -> list[int]:
     if task.multilabel.labels == "columns":
         return [_cell(task, row, column) for column in classes]
     value = row.get(task.label)
-    listed = isinstance(value, list | np.ndarray)
-    if not listed and not text(value):
+    if not isinstance(value, list | np.ndarray) and not text(value):
         return [UNKNOWN] * len(classes)  # an empty cell; an empty list says that there is nothing
     if task.multilabel.labels == "vector":
         cells = texts(value.tolist() if isinstance(value, np.ndarray) else value)
         if len(cells) != len(classes) or not set(cells) <= {"0", "1"}:
             raise ValueError(f"'{task.label}' needs a 0 or 1 for each of {len(classes)} classes")
         return [int(cell) for cell in cells]
-    split: Iterable[Any] = value if listed else text(value).split(task.multilabel.separator)
-    found = {name for name in map(text, split) if name} - set(task.multilabel.ignore)
+    if not isinstance(value, list | np.ndarray):
+        value = text(value).split(task.multilabel.separator)
+    found = {name for name in map(text, value) if name} - set(task.multilabel.ignore)
     if unknown := sorted(found - set(classes)):
         raise ValueError(
             f"'{task.label}' has '{unknown[0]}', which is no class; add it, or name it in "
