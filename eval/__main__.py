@@ -44,6 +44,7 @@ def score(argv: list[str]) -> None:
     from eval.console import print_table
     from eval.report import write_report
     from eval.suite import run_suite
+    from eval.wandb_log import log_run
 
     files = [arg for arg in argv if Path(arg).is_file()]
     command = shlex.join(["python", "-m", "eval", *argv])
@@ -54,6 +55,7 @@ def score(argv: list[str]) -> None:
     print_table(
         f"{config.name}: {run.model.name}", [done.record for done in run.tasks.values()], report
     )
+    log_run(run, report)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ p-value, and the p-values adjusted for the number of scores that are looked at.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,19 @@ class Line:
     """Adjusted so that the share of false findings is bounded (Benjamini and Hochberg)."""
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A folder of results."""
+
+    path: Path
+    records: dict[str, Record]
+
+    @property
+    def model(self) -> str:
+        """The model's name; of its first task, since a folder holds one model's results."""
+        return str(next(iter(self.records.values()))["model"]["name"])
+
+
 def main(argv: list[str]) -> None:
     """Compare and print; write the numbers if asked."""
     folders = [Path(arg) for arg in argv if "=" not in arg and not arg.startswith("-")]
@@ -70,14 +83,14 @@ def main(argv: list[str]) -> None:
     config = load_config(CompareConfig, rest, "python -m eval compare A B")
     if len(folders) != 2:
         raise UserError("compare: name two folders of results, A and B; see --help")
-    a, b = (read_folder(folder) for folder in folders)
-    lines, skipped = compare(*folders, a, b, config)
-    names = [next(iter(records.values()))["model"]["name"] for records in (a, b)]
+    a, b = (Folder(folder, read_folder(folder)) for folder in folders)
+    lines, skipped = compare(a, b, config)
+    names = [folder.model for folder in (a, b)]
     print_lines(lines, skipped, names)
     if config.out:
         content = {
-            "a": {"folder": str(folders[0]), "model": names[0]},
-            "b": {"folder": str(folders[1]), "model": names[1]},
+            "a": {"folder": str(a.path), "model": a.model},
+            "b": {"folder": str(b.path), "model": b.model},
             "seed": config.seed,
             "replicates": config.replicates,
             "permutations": config.permutations,
@@ -87,41 +100,35 @@ def main(argv: list[str]) -> None:
         write_text(config.out, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def compare(
-    folder_a: Path,
-    folder_b: Path,
-    a: dict[str, Record],
-    b: dict[str, Record],
-    config: CompareConfig,
-) -> tuple[list[Line], list[str]]:
+def compare(a: Folder, b: Folder, config: CompareConfig) -> tuple[list[Line], list[str]]:
     """(scores with their differences, what isn't compared and why).
 
     Raises:
         UserError: no task in common, a task of other data, or damaged results.
     """
-    skipped = [f"{task}: only in {folder_a}" for task in a if task not in b]
-    skipped += [f"{task}: only in {folder_b}" for task in b if task not in a]
-    common = [task for task in a if task in b]
+    skipped = [f"{task}: only in {a.path}" for task in a.records if task not in b.records]
+    skipped += [f"{task}: only in {b.path}" for task in b.records if task not in a.records]
+    common = [task for task in a.records if task in b.records]
     if unknown := [task for task in config.only if task not in common]:
         raise UserError(f"only: '{unknown[0]}' is not in both; there are {', '.join(common)}")
     if not common:
-        raise UserError(f"{folder_a} and {folder_b}: no task in common")
+        raise UserError(f"{a.path} and {b.path}: no task in common")
     resampling = Resampling(config.seed, config.replicates, config.permutations)
     lines = []
     for task in config.only or common:
-        first, second = open_side(folder_a, a[task]), open_side(folder_b, b[task])
+        one, other = a.records[task], b.records[task]
+        first, second = open_side(a.path, one), open_side(b.path, other)
         check_same_items(first, second)
-        notes = _notes(a[task], b[task])
-        for key in a[task]["headline"] if config.scores == "headline" else a[task]["scores"]:
+        notes, clusters = _notes(one, other), len(set(first.items["cluster"]))
+        for key in one["headline"] if config.scores == "headline" else one["scores"]:
             found = None
-            if key in b[task]["scores"]:
+            if key in other["scores"]:
                 found = compare_score(key, first, second, resampling)
             if found is None:
                 skipped.append(f"{task}: {key} can't be had from the items of both")
                 continue
-            values = [record["scores"][key]["value"] for record in (a[task], b[task])]
-            clusters = len(set(first.items["cluster"]))
-            lines.append(Line(task, key, a[task]["n"], clusters, *values, found, notes))
+            told = (record["scores"][key]["value"] for record in (one, other))
+            lines.append(Line(task, key, one["n"], clusters, *told, found, notes))
     return adjusted(lines), skipped
 
 
@@ -131,7 +138,7 @@ def adjusted(lines: Sequence[Line]) -> list[Line]:
         return []
     p = np.array([line.difference.p for line in lines])
     both = zip(lines, holm(p).tolist(), benjamini_hochberg(p).tolist(), strict=True)
-    return [Line(**{**vars(line), "p_holm": h, "p_bh": q}) for line, h, q in both]
+    return [replace(line, p_holm=h, p_bh=q) for line, h, q in both]
 
 
 def print_lines(lines: Sequence[Line], skipped: Sequence[str], names: Sequence[str]) -> None:

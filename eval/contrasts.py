@@ -25,6 +25,8 @@ from eval.paired import (
 from eval.results import Record, read_items
 from vlp.config import UserError
 
+KEYS = ("auroc", "average_precision", "f1", "macro_f1", "mean_balanced_accuracy")
+"""Scores that are no means of items, and that are had from labels and answers."""
 TOLERANCE = 1e-6
 """Between a score of the results and the same from the items: float32 scores may tie."""
 
@@ -100,13 +102,14 @@ def compare_score(key: str, a: Side, b: Side, resampling: Resampling) -> Differe
     if rows is not None:
         a, b = a.take(rows), b.take(rows)
     _, clusters = np.unique(a.items["cluster"], return_inverse=True)
-    if (values := _means(key, a)) is not None:
+    first, second = _means(key, a), _means(key, b)
+    if first is not None and second is not None:
         strata = _strata(key, a)
-        for side, own in ((a, values), (b, _means(key, b))):
+        for side, own in ((a, first), (b, second)):
             _check(key, side, _mean(own, strata))
-        return difference_of_means(values, _means(key, b), clusters, strata, resampling)
+        return difference_of_means(first, second, clusters, strata, resampling)
     builder = BUILDERS.get(a.record["kind"])
-    if builder is None or key not in a.record["scores"]:
+    if builder is None or key not in KEYS:
         return None
     score, outputs = builder(key, a)
     once = np.ones(len(clusters), np.int64)
@@ -146,9 +149,7 @@ def _strata(key: str, side: Side) -> Ints | None:
     return strata
 
 
-def _mean(values: Floats | None, strata: Ints | None) -> float:
-    if values is None:
-        return float("nan")
+def _mean(values: Floats, strata: Ints | None) -> float:
     if strata is None:
         return float(values.mean())
     return float((np.bincount(strata, values) / np.bincount(strata)).mean())
@@ -218,5 +219,6 @@ def _ranks(scores: Floats) -> Floats:
 
 BUILDERS: dict[str, Callable[[str, Side], Built]] = {
     "classification": _classification,
+    "probe": _classification,
     "multilabel": _multilabel,
 }

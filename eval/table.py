@@ -210,8 +210,10 @@ class _Grid:
         self.models = list(dict.fromkeys(cell.model for cell in cells))
         self.cells = {(cell.task, cell.score, cell.model): cell for cell in cells}
         self.marks: dict[str, str] = {}
-        replicates = "95% percentile bootstrap intervals in brackets"
-        self.legend = f"Per cent where a score is a share; {replicates}; bold: highest measured."
+        self.legend = (
+            "Per cent where a score is a share; in brackets 95% bootstrap intervals; bold: highest "
+            "measured value of the row."
+        )
 
     def line(self, row: Row) -> list[Cell | None]:
         return [self.cells.get((*row, model)) for model in self.models]

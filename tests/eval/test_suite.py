@@ -1,5 +1,6 @@
 """The program from end to end: results, report, and what it says of a wrong suite."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -22,8 +23,11 @@ from eval.results import read_folder
 from eval.suite import KINDS, default_out, run_suite
 from eval.suite_files import load_suite
 from eval.tasks import keep
+from eval.vqa import OPEN
+from tests.browser import page
 from tests.eval.tiny import fails, suite_config, write_model, write_table
 from tests.real_data import real_data
+from tests.vlp.test_trainer import wandb_records
 from vlp.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -101,8 +105,7 @@ def test_results(root: Path, model: Path, capsys: pytest.CaptureFixture[str]) ->
         "none": ["an image of nothing"],
     }
     assert kinds["interval"]["clusters"] == 10
-    assert questions["excluded"]["answer is not among the options"] == 6
-    assert questions["details"]["answers_not_among_options"] == {"maybe": 6}
+    assert questions["excluded"] == {OPEN: 6, "image can't be read": 1}, '"maybe" is no option'
     for task in found.values():
         assert task["command"] == f"python -m eval {root / 'suite.yaml'}"
         assert len(task["model"]["sha256"]) == 64
@@ -241,6 +244,67 @@ def test_a_task_may_show_no_images(root: Path, model: Path) -> None:
     suite_config(root, model, quiet)
     main([str(root / "suite.yaml")])
     assert "img" not in Page((root / "out" / "report.html").read_text()).tags
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_report_fits_the_screen(root: Path, model: Path, width: int) -> None:
+    run_program(root, model, "robustness.corruptions=[jpeg_compression]")
+
+    async def look() -> None:
+        async with page((root / "out" / "report.html").as_uri(), width, 900) as tab:
+            assert await tab.value("document.documentElement.scrollWidth") <= width
+            loaded = [asked for asked in tab.requested if not asked.startswith("data:")]
+            assert len(loaded) == 1, "nothing is loaded besides the page"
+            assert tab.problems == []
+            broken = "[...document.images].filter(i => !i.naturalWidth).length"
+            assert await tab.value(broken) == 0
+
+    asyncio.run(look())
+
+
+def test_report_shows_what_a_task_has(root: Path, model: Path) -> None:
+    run_program(root, model, "robustness.corruptions=[jpeg_compression]")
+    text = Page((root / "out" / "report.html").read_text()).text
+    for expected in (
+        "Expected calibration error",
+        "risk-coverage curve",
+        "Scores by class",
+        "AUROC",
+        "Severity 0 is the clean image",
+        "jpeg compression",
+    ):
+        assert expected in text
+
+
+def test_wandb_run_holds_scores_and_report(root: Path, model: Path) -> None:
+    found = run_program(root, model, "wandb.mode=offline")
+    (run,) = (root / "out" / "wandb").glob("offline-run-*/run-*.wandb")
+    summary: dict[str, object] = {}
+    for record in wandb_records(run):
+        for item in record.summary.update:
+            summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    for name, task in found.items():
+        for key, score in task["scores"].items():
+            assert summary[f"{name}/{key}"] == score["value"]
+            assert summary[f"{name}/{key}_low"] == score["low"]
+    media = run.parent / "files" / "media"
+    (report,) = (media / "html").glob("report_*.html")
+    assert report.read_text() == (root / "out" / "report.html").read_text()
+    (scores,) = (media / "table").glob("scores_*.json")
+    rows = json.loads(scores.read_text())["data"]
+    assert len(rows) == sum(len(task["scores"]) for task in found.values())
+    assert (media / "table" / "confusion").is_dir()
+
+
+def test_wandb_that_refuses_is_told_after_the_results(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("NETRC", str(root / "no-netrc"))
+    with fails("wandb.mode=online: "):
+        run_program(root, model, "only=[pairs]", "wandb.mode=online")
+    assert (root / "out" / "report.html").is_file()
 
 
 # --- wrong suites ---------------------------------------------------------------------------
