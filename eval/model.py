@@ -74,7 +74,7 @@ class Model:
             UserError: an image tower whose patches aren't known.
         """
         visual = self.network.visual
-        states = patch_states(visual, pixels.to(self.device))
+        states = patch_states(visual, pixels.to(self.device), alone=True)
         return normalize(project(visual, states).float(), dim=-1).cpu()
 
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:

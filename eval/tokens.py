@@ -1,11 +1,12 @@
 """What the towers know of each patch and each word, before they pool.
 
 A patch's place in the joint space is what the tower's own pooling and projection make of that patch
-alone: its state stands in for [CLS], is the one term of an average, or is all that an attention
-pooling attends to. For average pooling and a linear projection the image's embedding is then the
-mean of its patches' (before normalisation); for [CLS] it is the usual reading (Zhou et al. 2022,
-arXiv 2112.01071, sections 3.2 and 3.3, call it CLIP's dense features), though such patches were
-never trained to match texts.
+alone: it is the one term of an average, or all that an attention pooling attends to. For average
+pooling and a linear projection the image's embedding is then the mean of its patches' (before
+normalisation). Where [CLS] is read, the last block's attention is the pooling, so each patch goes
+through that block by itself, which leaves of the attention the patch's value: the dense features of
+MaskCLIP (Zhou et al. 2022, arXiv 2112.01071). The states that the block makes of patches among
+others were never read in training, and say little.
 """
 
 import copy
@@ -19,6 +20,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -30,12 +32,13 @@ from vlp.models.text_tower import TextTower, compute_dtype, positions
 from vlp.models.vision_tower import ClsOnlyBlock, VisionTower
 
 
-def patch_states(visual: nn.Module, pixels: Tensor) -> Tensor:
+def patch_states(visual: nn.Module, pixels: Tensor, alone: bool = False) -> Tensor:
     """The last layer's states of an image tower's patches.
 
     Args:
         visual: an image tower of ours or of open_clip.
         pixels: transformed images [B, 3, H, W].
+        alone: where [CLS] is read, let each patch through the last block by itself.
 
     Returns:
         [B, h, w, C], row by row from the upper left corner.
@@ -45,10 +48,12 @@ def patch_states(visual: nn.Module, pixels: Tensor) -> Tensor:
     """
     tower: Any = visual
     if isinstance(tower, VisionTower | TimmModel):
-        trunk = _all_tokens(tower.trunk)
+        trunk = _with_last(tower.trunk, "blocks", alone and _reads_cls(tower.trunk))
         return _timm_cells(trunk, trunk.forward_features(pixels), pixels)
     if isinstance(tower, VisionTransformer):
-        tokens = tower.transformer(tower._embeds(pixels))  # [B, 1 + h * w, C]
+        reads_cls = tower.pool_type == "tok" and tower.attn_pool is None
+        transformer = _with_last(tower.transformer, "resblocks", alone and reads_cls)
+        tokens = transformer(tower._embeds(pixels))  # [B, 1 + h * w, C]
         return tokens[:, 1:].unflatten(1, _grid(pixels, tower.patch_size))
     if isinstance(tower, ModifiedResNet):
         x = tower.stem(pixels)
@@ -133,15 +138,48 @@ def _packed_states(text: Any, tokens: PackedText) -> Tensor:
     return norm(x)
 
 
-def _all_tokens(trunk: Any) -> Any:
-    """The trunk, with a last block that computes all tokens; the weights are the same ones."""
-    if not (hasattr(trunk, "blocks") and isinstance(trunk.blocks[-1], ClsOnlyBlock)):
-        return trunk
-    last: nn.Module = copy.copy(trunk.blocks[-1])
-    whole = copy.copy(trunk)
-    last.__class__ = Block
-    whole._modules = {**trunk._modules, "blocks": nn.Sequential(*trunk.blocks[:-1], last)}
+class Alone(nn.Module):
+    """A transformer block in which each token attends to itself only."""
+
+    def __init__(self, block: nn.Module, batch_first: bool) -> None:
+        super().__init__()
+        self.block, self.batch_first = block, batch_first
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Tokens [B, N, C] (or [N, B, C]) as that many sequences of one -> the same shape."""
+        flat = x.flatten(0, 1)
+        return self.block(flat[:, None] if self.batch_first else flat[None]).view_as(x)
+
+
+def _with_last(stack: Any, name: str, alone: bool) -> Any:
+    """A stack of blocks whose last one computes all tokens, `alone` or among each other.
+
+    The weights are the same ones; the stack itself stays as it is.
+    """
+    if not hasattr(stack, name):
+        return stack
+    blocks: Any = getattr(stack, name)
+    skips = isinstance(blocks[-1], ClsOnlyBlock)
+    if not (skips or alone):
+        return stack
+    last: nn.Module = copy.copy(blocks[-1])
+    if skips:
+        last.__class__ = Block
+    if alone:
+        last = Alone(last, getattr(stack, "batch_first", True))
+    whole = copy.copy(stack)
+    whole._modules = {**stack._modules, name: _like(blocks, [*blocks[:-1], last])}
     return whole
+
+
+def _like(blocks: nn.Module, members: list[nn.Module]) -> nn.Module:
+    return nn.Sequential(*members) if isinstance(blocks, nn.Sequential) else nn.ModuleList(members)
+
+
+def _reads_cls(trunk: Any) -> bool:
+    """Whether a trunk of timm reads its first token, by blocks that need nothing but tokens."""
+    plain = type(trunk) is TimmTransformer
+    return plain and trunk.global_pool == "token" and trunk.attn_pool is None
 
 
 def _timm_cells(trunk: Any, features: Tensor, pixels: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ from eval.answers import AnswerModel, Asked, Shown
 from eval.config import TaskConfig
 from eval.metrics import Floats
 from eval.parsing import exact, parse_choice, token_scores
-from eval.tasks import BROKEN, Answer, Example, Inputs, Result, Score, cluster_indices
+from eval.tasks import BROKEN, Inputs, Result, Score, cluster_indices
 from eval.vqa_items import Question, fold, parse, select_items
 from eval.vqa_scores import (
     breakdowns,
     by_answer_type,
+    examples,
     item_rows,
     majority_by_type,
     other_images,
@@ -35,7 +36,6 @@ from vlp.data.image import open_rgb
 
 BASELINES: dict[str, Shown] = {"shuffled_images": "shuffled", "no_image": "none"}
 SHOWN: tuple[Shown, ...] = ("own", *BASELINES.values())
-EXAMPLES = 6  # shown, of right and of wrong answers each
 
 
 def prompt_of(task: TaskConfig, question: Question) -> str:
@@ -120,7 +120,9 @@ def evaluate(inputs: Inputs, model: AnswerModel) -> Result:
             "answers_not_among_options": dict(strange.most_common(20)),
             "prompts": {"example": prompt_of(inputs.task, questions[0])},
         },
-        examples=_examples(inputs, questions, judged, values),
+        examples=examples(
+            inputs, questions, [one["answer"] for one in judged], values, _images(questions)
+        ),
         notes=_notes(sum(unparsed), sum(not answer for answer in answers)),
         items=item_rows(inputs, questions, values, judged),
     )
@@ -170,6 +172,10 @@ def _lettered(task: TaskConfig, question: Question) -> bool:
     return asks or "{lettered_options}" in task.vqa.yes_no_prompt
 
 
+def _images(questions: Sequence[Question]) -> list[int | None]:
+    return [q.item.sample for q in questions]
+
+
 def _notes(unparsed: int, unanswered: int) -> list[str]:
     notes = ["chance of an open question is taken as 0"]
     if unparsed:
@@ -177,24 +183,3 @@ def _notes(unparsed: int, unanswered: int) -> list[str]:
     if unanswered:
         notes.append(f"{unanswered} items have no answer; they count as wrong")
     return notes
-
-
-def _examples(
-    inputs: Inputs, questions: Sequence[Question], judged: Sequence[dict[str, Any]], values: Floats
-) -> list[Example]:
-    """Right and wrong answers, drawn by the seed."""
-    shuffled = np.random.default_rng(inputs.seed).permutation(len(questions)).tolist()
-    right = [i for i in shuffled if values[i] == 1][:EXAMPLES]
-    wrong = [i for i in shuffled if values[i] == 0][:EXAMPLES]
-    examples = []
-    for i in right + wrong:
-        question, said = questions[i], judged[i]["answer"] or "(no answer)"
-        answers = [Answer(said[:500], None, float(values[i]), bool(values[i]), 1)]
-        if not values[i]:
-            answers.append(Answer(question.gold, None, 1.0, True, 2))
-        name = inputs.dataset.samples[question.item.sample].image
-        group = "right answers" if values[i] else "wrong answers"
-        examples.append(
-            Example(group, name, question.question, question.item.sample, answers, bool(values[i]))
-        )
-    return examples

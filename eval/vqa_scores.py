@@ -10,8 +10,11 @@ from torch import Tensor
 
 from eval.metrics import Floats, Ints
 from eval.tables import text
-from eval.tasks import Inputs, Score
+from eval.tasks import Answer, Example, Inputs, Score
 from eval.vqa_items import Question, fold
+
+EXAMPLES = 6  # shown, of right and of wrong answers each
+MAX_SHOWN = 500  # characters of an answer
 
 Table = dict[str, dict[str, Any]]
 
@@ -91,6 +94,34 @@ def item_rows(
         }
         for q, value, more in zip(questions, values, said, strict=True)
     ]
+
+
+def examples(
+    inputs: Inputs,
+    questions: Sequence[Question],
+    said: Sequence[str],
+    values: Floats,
+    images: Sequence[int | None],
+) -> list[Example]:
+    """Right and wrong answers for the report, drawn by the seed.
+
+    Args:
+        said: the model's answers.
+        images: the sample of each question in the task's data set, None where it lies in another.
+    """
+    shuffled = np.random.default_rng(inputs.seed).permutation(len(questions)).tolist()
+    right = [i for i in shuffled if values[i] == 1][:EXAMPLES]
+    wrong = [i for i in shuffled if values[i] == 0][:EXAMPLES]
+    found = []
+    for i in right + wrong:
+        question, is_right = questions[i], bool(values[i])
+        given = said[i][:MAX_SHOWN] or "(no answer)"
+        answers = [Answer(given, None, float(values[i]), is_right, 1)]
+        if not is_right:
+            answers.append(Answer(question.gold, None, 1.0, True, 2))
+        group = "right answers" if is_right else "wrong answers"
+        found.append(Example(group, question.id, question.question, images[i], answers, is_right))
+    return found
 
 
 def other_images(samples: Tensor, seed: int) -> Tensor:

@@ -28,7 +28,14 @@ from eval.suite_files import load_suite
 from eval.tasks import BROKEN, Inputs, Result, Score, cluster_indices
 from eval.vqa_items import Question, fold, parse, select_items
 from eval.vqa_learner import Learner, Pictures
-from eval.vqa_scores import breakdowns, by_answer_type, item_rows, other_images, score
+from eval.vqa_scores import (
+    breakdowns,
+    by_answer_type,
+    examples,
+    item_rows,
+    other_images,
+    score,
+)
 from vlp.config import UserError, save_config, to_dict
 
 HELD_OUT = 10  # percent of the training images that validate, where there is no such split
@@ -218,6 +225,7 @@ def train_and_score(inputs: Inputs, config: EvalConfig, splits: Splits) -> Resul
             "split": config.vqa_train.split,
             "shared_images": len(splits.shared),
         },
+        examples=examples(inputs, test, said[0], _right(test, said[0]), _local(inputs, splits)),
         notes=[*splits.notes, f"mean of {config.vqa_train.seeds} trainings"],
         items=item_rows(
             inputs, test, values, [{"predicted": list(row)} for row in zip(*said, strict=True)]
@@ -251,6 +259,13 @@ def _right(questions: Sequence[Question], answers: Sequence[str]) -> Floats:
     return np.array(
         [float(fold(a) == fold(q.gold)) for q, a in zip(questions, answers, strict=True)]
     )
+
+
+def _local(inputs: Inputs, splits: Splits) -> list[int | None]:
+    """Each test question's sample in the test data set; None where it comes from another one."""
+    first, count = splits.pictures.first(inputs.dataset), len(inputs.dataset.samples)
+    places = [q.item.sample - first for q in splits.test]
+    return [place if 0 <= place < count else None for place in places]
 
 
 def _unseen(

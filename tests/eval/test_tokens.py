@@ -108,6 +108,36 @@ def test_our_tower_computes_the_patches_that_it_usually_skips() -> None:
         assert close(project(model.visual, first), embedded)
 
 
+@torch.no_grad()
+def test_a_patch_alone_goes_through_the_last_block_by_itself() -> None:
+    """Where [CLS] is read; one by one, in the obvious way."""
+    pixels = torch.randn(2, 3, 32, 32)
+    tower = small_vit("tok")
+    x = tower._embeds(pixels)
+    *blocks, last = tower.transformer.resblocks
+    for block in blocks:
+        x = block(x)
+    expected = torch.stack([torch.cat([last(t[None, None])[0] for t in row]) for row in x[:, 1:]])
+    assert close(patch_states(tower, pixels, alone=True).flatten(1, 2), expected)
+    assert tower.transformer.resblocks[-1] is last
+    # An average needs no such thing.
+    average = small_vit("avg")
+    together = patch_states(average, pixels)
+    assert torch.equal(patch_states(average, pixels, alone=True), together)
+
+
+@torch.no_grad()
+def test_our_tower_s_patches_alone_are_those_of_timm() -> None:
+    torch.manual_seed(0)
+    model = DualEncoder(MODEL).eval()
+    pixels = torch.randn(2, 3, MODEL.image.size, MODEL.image.size)
+    plain = TimmModel(MODEL.image.name, MODEL.embed_dim, image_size=MODEL.image.size, pool="")
+    plain.eval().load_state_dict(model.visual.state_dict())
+    alone = patch_states(model.visual, pixels, alone=True)
+    assert close(alone, patch_states(plain, pixels, alone=True))
+    assert not close(alone, patch_states(plain, pixels))
+
+
 def test_patches_of_a_model_are_unit_rows(tmp_path: Path) -> None:
     model = load_model(str(write_model(tmp_path / "model")), "cpu")
     pixels = torch.stack([model.transform(draw(i)) for i in range(2)])

@@ -108,6 +108,8 @@ def test_a_model_that_says_normal_scores_nothing(suite: Callable) -> None:
     record = suite("python:tests.eval.test_vqa_generative:degenerate")
     assert record["scores"]["accuracy"]["value"] == 0.0
     assert record["details"]["unparsed"] == 4
+    wrong = next(example for example in record["examples"] if not example["right"])
+    assert [answer["text"] for answer in wrong["answers"]][:1] == ["normal"]
     assert "4 closed answers name no option, or several; they count as wrong" in record["notes"]
 
 

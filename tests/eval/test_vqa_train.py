@@ -76,6 +76,9 @@ def test_a_head_learns_what_the_image_shows(tmp_path: Path, towers: str) -> None
     assert (details["answers"], details["answers_not_in_training"]) == (5, 0)
     assert details["shared_images"] == 0
     assert record["n"] == 12
+    shown = record["examples"][0]
+    assert shown["right"]
+    assert 0 <= shown["image"] < 6
     if towers == "frozen":
         # The second time the file is read: nothing has changed.
         again = train_suite(config(tmp_path), "suite.yaml", "c").tasks["it"].record
