@@ -1,0 +1,1 @@
+"""Text for language-model pretraining: documents, cleaning, vocabularies, token caches, masks."""
