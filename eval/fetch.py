@@ -7,7 +7,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -47,6 +47,9 @@ class FetchConfig:
     """Where it goes; the paths of the tasks are relative to it."""
     again: bool = False
     """Download also what is there."""
+    hub_files: list[str] = field(default_factory=list)
+    """Files of the Hub in place of the task's, which are those of the split that is scored: a probe
+    needs [data/train-*], too."""
     most_gb: float = 50.0
     """A download, and what is unpacked of it, may have so many GB."""
     mirror: str = ""
@@ -223,7 +226,7 @@ def _from_hub(task: TaskConfig, root: Path, config: FetchConfig) -> None:
             name,
             repo_type="dataset",
             revision=commit,
-            allow_patterns=list(origin.hub_files) or None,
+            allow_patterns=list(config.hub_files) or list(origin.hub_files) or None,
             local_dir=inside(root, origin.hub_folder or name, root),
             endpoint=config.mirror or None,
             force_download=config.again,

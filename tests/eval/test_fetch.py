@@ -191,6 +191,9 @@ def test_the_hub(server: Server, tmp_path: Path) -> None:
     found = {p.relative_to(tmp_path / "data/hub").as_posix() for p in tmp_path.rglob("*.parquet")
              if (tmp_path / "data") in p.parents}  # fmt: skip
     assert found == {names[0]}
+    more = ["hub_files=[data/*]", f"mirror={server.url}"]
+    main([*task(tmp_path, **origin), *more])
+    assert (tmp_path / "data/hub" / names[1]).is_file()
     with fails("org/other: can't be fetched from the hub: "):
         main([*task(tmp_path, **{**origin, "hub": "org/other"}), f"mirror={server.url}"])
 
