@@ -68,7 +68,7 @@ class Page:
             await self.call(f"{domain}.enable")
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 640}
         await self.call("Emulation.setDeviceMetricsOverride", **size)
-        await self.call("Page.navigate", url=url)
+        assert "errorText" not in await self.call("Page.navigate", url=url), url
         await self.until("document.readyState === 'complete'")
 
     async def value(self, expression: str) -> Any:
