@@ -115,6 +115,10 @@ def evaluate(inputs: Inputs, model: AnswerModel) -> Result:
                 **_language_only(inputs, model, questions),
             },
             **breakdowns(inputs, questions, values, clusters),
+            "test_questions": {
+                "closed": sum(q.closed for q in questions),
+                "open": sum(not q.closed for q in questions),
+            },
             "unparsed": sum(unparsed),
             "unanswered": sum(not answer for answer in answers),
             "answers_not_among_options": dict(strange.most_common(20)),

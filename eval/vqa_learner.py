@@ -22,7 +22,7 @@ from vlp.config import UserError
 from vlp.data.image import ImageError, open_rgb
 
 WARM_UP = 0.1  # of all steps
-MAX_NORM = 1.0  # of a step's gradient
+MAX_NORM = 1.0  # of a step's gradient, in each group of parameters
 
 
 class Pictures:
@@ -119,7 +119,7 @@ class Learner:
         torch.manual_seed(seed)
         trained = self._start(train[0], blind)
         tuned = self.config.towers == "tuned"
-        towers = trained.network if tuned and not blind else None
+        towers = trained.network if tuned else None  # blind ones learn to read, too
         groups = parameter_groups(trained.head, towers, self.config)
         optimizer = torch.optim.AdamW(groups)
         steps = self.config.epochs * math.ceil(len(train) / self.config.batch_size)

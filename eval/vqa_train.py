@@ -112,15 +112,26 @@ def _record(
     """The record of one task, trained and scored unless it was before."""
     name, task, datasets = named
     test = datasets["test"]
-    labels = hashlib.sha256("".join(map(labels_sha256, datasets.values())).encode()).hexdigest()
-    whole = task_header(header, name, task, test, labels)
+    # Whatever changes on any side is another experiment.
+    sides = "".join(labels_sha256(one) + one.fingerprint for one in datasets.values())
+    whole = task_header(header, name, task, test, hashlib.sha256(sides.encode()).hexdigest())
     if not config.overwrite and (record := finished(out, whole)):
         return record
     splits = split_questions(name, task, datasets, config.vqa_train.split)
-    nothing = ImageFeatures(torch.empty(len(test.samples), 0), {})
-    inputs = Inputs(task, test, nothing, embedder, name, config.seed, config.replicates)
+    images = _images(test, splits.pictures)
+    inputs = Inputs(task, test, images, embedder, name, config.seed, config.replicates)
     result = train_and_score(inputs, config, splits)
-    return write_task(out, whole, result, test, nothing)
+    # The reader's notes are about the official split; `split_questions` has seen the images.
+    return write_task(out, whole, result, replace(test, notes=[]), images)
+
+
+def _images(dataset: Dataset, pictures: Pictures) -> ImageFeatures:
+    """What results say of the images: their hash, and which can't be read; nothing is embedded."""
+    first, count = pictures.first(dataset), len(dataset.samples)
+    hashes = [pictures.hash(number) for number in range(first, first + count)]
+    broken = {i: BROKEN for i, digest in enumerate(hashes) if not digest}
+    sha256 = hashlib.sha256(b"".join(hashes)).hexdigest()
+    return ImageFeatures(torch.empty(count, 0), broken, sha256)
 
 
 def _open(where: str, config: EvalConfig, task: TaskConfig) -> dict[str, Dataset]:
@@ -180,26 +191,33 @@ def split_questions(
     return Splits(**sides, pictures=pictures, shared=shared, excluded=+excluded, notes=notes)
 
 
-def train_and_score(inputs: Inputs, config: EvalConfig, splits: Splits) -> Result:
-    """A head for each seed, on images and, for comparison, without; the means over seeds."""
-    answers = vocabulary(splits.train, config.vqa_train.least)
-    learner = Learner(config, inputs.embedder, splits.pictures, answers, inputs.name)
-    test = splits.test
-    samples = torch.tensor([q.item.sample for q in test])
+def _repeat(
+    inputs: Inputs, config: EvalConfig, splits: Splits, learner: Learner
+) -> tuple[dict[str, list[Floats]], list[list[str]]]:
+    """For each seed which test items are right, by arm, and what was answered with the images."""
+    samples = torch.tensor([q.item.sample for q in splits.test])
     shuffled = other_images(samples, inputs.seed).tolist()
-    right = {"own": [], "question_only": [], "shuffled_images": []}  # type: dict[str, list[Floats]]
-    said: list[list[str]] = []
+    right: dict[str, list[Floats]] = {"own": [], "question_only": [], "shuffled_images": []}
+    said = []
     for seed in range(config.seed, config.seed + config.vqa_train.seeds):
         seeing = learner.fit(splits.train, splits.val, seed)
-        said.append(seeing.answers(test, samples.tolist()))
         blind = learner.fit(splits.train, splits.val, seed, blind=True)
+        said.append(seeing.answers(splits.test, samples.tolist()))
         given = {
             "own": said[-1],
-            "question_only": blind.answers(test, samples.tolist()),
-            "shuffled_images": seeing.answers(test, shuffled),
+            "question_only": blind.answers(splits.test, samples.tolist()),
+            "shuffled_images": seeing.answers(splits.test, shuffled),
         }
-        for key, texts in given.items():
-            right[key].append(_right(test, texts))
+        for arm, answers in given.items():
+            right[arm].append(_right(splits.test, answers))
+    return right, said
+
+
+def train_and_score(inputs: Inputs, config: EvalConfig, splits: Splits) -> Result:
+    """A head for each seed, on images and, for comparison, without; the means over seeds."""
+    answers, test = vocabulary(splits.train, config.vqa_train.least), splits.test
+    learner = Learner(config, inputs.embedder, splits.pictures, answers, inputs.name)
+    right, said = _repeat(inputs, config, splits, learner)
     values = np.mean(right["own"], axis=0)  # [n]: share of the seeds that are right
     clusters, count = cluster_indices([q.item for q in test], inputs.task.cluster)
     known = {fold(answer) for answer in answers}
@@ -221,6 +239,10 @@ def train_and_score(inputs: Inputs, config: EvalConfig, splits: Splits) -> Resul
             "accuracy_by_seed": [float(one.mean()) for one in right["own"]],
             "answers": len(answers),
             "answers_not_in_training": sum(fold(q.gold) not in known for q in test),
+            "test_questions": {
+                "closed": sum(q.closed for q in test),
+                "open": sum(not q.closed for q in test),
+            },
             "questions": {side: len(getattr(splits, side)) for side in ("train", "val", "test")},
             "split": config.vqa_train.split,
             "shared_images": len(splits.shared),
