@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from eval.boxes import Mask, Phrase, View, phrases_of, view_of
@@ -26,6 +27,8 @@ from eval.config import GroundingConfig, TaskConfig
 from eval.metrics import Floats, Ints
 from eval.prompts import embed
 from eval.readers import Dataset
+from eval.readers.base import ImageSource
+from eval.robustness import stored_images
 from eval.tables import text
 from eval.tasks import BROKEN, Inputs, Result, Score, cluster_indices, select
 from vlp.config import UserError
@@ -193,13 +196,20 @@ def _views(
             except (ImageError, OSError):
                 excluded[BROKEN] += len(by_sample[sample])
                 continue
-            kept.append((sample, view_of(model.preprocess, *image.size), model.transform(image)))
+            view = view_of(model.preprocess, *_stored_size(images, sample, image))
+            kept.append((sample, view, model.transform(image)))
         if kept:
             embedded = model.embed_patches(torch.stack([pixels for *_, pixels in kept]))
             for (sample, view, _), patches in zip(kept, embedded, strict=True):
                 for i in by_sample[sample]:
                     yield i, patches, view
         inputs.embedder.progress.advance(bar, len(part))
+
+
+def _stored_size(images: ImageSource, sample: int, image: Image.Image) -> tuple[int, int]:
+    """Width and height of the stored image; corrupted ones are smaller, of the same shape."""
+    stored = stored_images(images)
+    return image.size if stored is images else open_rgb(stored.read(sample)).size
 
 
 def _other_phrases(phrases: Sequence[Phrase]) -> list[int]:

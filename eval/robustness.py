@@ -34,6 +34,11 @@ def corrupted(dataset: Dataset, corruption: Corruption) -> Dataset:
     return replace(dataset, fingerprint=digest, images=_Corrupted(dataset.images, corruption))
 
 
+def stored_images(images: ImageSource) -> ImageSource:
+    """The images before they were corrupted: boxes are in their pixels."""
+    return images.images if isinstance(images, _Corrupted) else images
+
+
 def corrupted_sets(datasets: Iterable[Dataset], config: RobustnessConfig) -> list[Dataset]:
     """All that `with_curves` will embed."""
     return [corrupted(dataset, c) for dataset in datasets for c in conditions(config)]

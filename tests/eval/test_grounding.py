@@ -1,6 +1,7 @@
 """Maps against boxes: by hand, against SciPy, and with a model that knows where things are."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,12 @@ from rich.progress import Progress
 from eval import grounding
 from eval.boxes import phrases_of, view_of
 from eval.config import GroundingConfig, TaskConfig
+from eval.corruptions import Corruption
 from eval.embed import ImageFeatures
 from eval.grounding import contrast, judge, miou, points, similarity_map
 from eval.readers import Dataset, Sample
 from eval.readers.base import FileImages
+from eval.robustness import corrupted
 from eval.tasks import Inputs, Item
 from tests.eval.tiny import fails
 from tests.real_data import real_data
@@ -208,6 +211,15 @@ def test_smoothing_blurs_the_contrast(tmp_path: Path) -> None:
     blurred = grounding.evaluate(colour_inputs(tmp_path, rows, sigma=1.5))
     assert blurred.scores["cnr"].value < sharp.scores["cnr"].value
     assert blurred.scores["pointing"].value == 1.0
+
+
+def test_boxes_fit_corrupted_images_which_are_smaller(tmp_path: Path) -> None:
+    rows = [{"label_text": "red square", "boxes": [[20, 4, 20, 20]]}]
+    inputs = colour_inputs(tmp_path, rows, sigma=0.0)
+    smaller = corrupted(inputs.dataset, Corruption("clean", 0, side=32))
+    result = grounding.evaluate(replace(inputs, dataset=smaller))
+    assert result.scores["pointing"].value == 1.0
+    assert result.scores["miou"].value > 0.8
 
 
 def test_mistakes_are_told_before_any_model(tmp_path: Path) -> None:
