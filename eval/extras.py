@@ -21,7 +21,8 @@ class Extras:
         """
         self.config = config
         self.training, self.overlaps = None, {}
-        if config.leakage.train:
+        datasets = list(datasets)  # none where all tasks are finished
+        if config.leakage.train and datasets:
             hasher = Hasher(embedder.cache, config.workers, embedder.progress)
             self.training = read_training(config.leakage, hasher)
             self.overlaps = find_overlaps(datasets, self.training, config.leakage, hasher)

@@ -125,27 +125,40 @@ class Training:
         return np.asarray(self.rows["phash"].to_numpy())
 
 
-def read_training(config: LeakageConfig, hasher: Hasher) -> Training:
-    """The index of all training folders; images whose hash isn't in it are read and hashed.
+def training_sha256(config: LeakageConfig) -> list[str]:
+    """SHA-256 of each training folder's manifest, which holds those of its shards.
 
     Raises:
         UserError: a folder that isn't there, or that has none of the splits.
     """
+    found = []
+    for folder in config.train:
+        if not set(there := splits(folder)) & set(config.splits):
+            raise UserError(
+                f"leakage.splits: {folder} has no split {', '.join(config.splits)}; "
+                f"it has {', '.join(there)}"
+            )
+        found.append(hashlib.sha256(open_storage(folder).whole("manifest.json")).hexdigest())
+    return found
+
+
+def read_training(config: LeakageConfig, hasher: Hasher) -> Training:
+    """The index of all training folders; images whose hash isn't in it are read and hashed.
+
+    Raises:
+        UserError: as `training_sha256`.
+    """
+    digests = training_sha256(config)
     tables, storages = [], []
     unreadable = 0
     for number, folder in enumerate(config.train):
-        if not set(found := splits(folder)) & set(config.splits):
-            raise UserError(
-                f"leakage.splits: {folder} has no split {', '.join(config.splits)}; "
-                f"it has {', '.join(found)}"
-            )
         storages.append(open_storage(folder))
         table = storages[-1].table("index.parquet", COLUMNS)
         table = table.filter(pc.is_in(table["split"], pa.array(list(config.splits))))
         hashed = table.filter(pc.is_valid(table["phash"]))
         rest = table.filter(pc.is_null(table["phash"]))
         if rest.num_rows:  # shards of others, as `data_prep index` describes them
-            hashes = _hash_stored(storages[-1], rest, config, hasher)
+            hashes = _hash_stored(storages[-1], rest, digests[number] + str(config.splits), hasher)
             rest = rest.set_column(rest.column_names.index("phash"), "phash", pa.array(hashes))
             hashed = pa.concat_tables([hashed, rest.filter(pa.array(hashes != UNREADABLE))])
             unreadable += int((hashes == UNREADABLE).sum())
@@ -235,14 +248,13 @@ def with_overlap(
     )
 
 
-def _hash_stored(storage: Storage, rows: pa.Table, config: LeakageConfig, hasher: Hasher) -> Hashes:
-    """Hashes of images in shards."""
-    digest = hashlib.sha256(storage.whole("manifest.json"))
-    digest.update("\0".join(["", *config.splits]).encode())
+def _hash_stored(storage: Storage, rows: pa.Table, version: str, hasher: Hasher) -> Hashes:
+    """Hashes of images in shards; `version` says which images these are."""
+    digest = hashlib.sha256(version.encode()).hexdigest()
     columns = [rows[name].to_pylist() for name in ("shard", "image_offset", "image_size")]
     spans = [Span(*row) for row in zip(*columns, strict=True)]
     what = f"hashes of {storage.root}"
-    return hasher.hashes(_Stored(storage, spans), len(spans), digest.hexdigest(), what)
+    return hasher.hashes(_Stored(storage, spans), len(spans), digest, what)
 
 
 def _without(

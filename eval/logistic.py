@@ -29,7 +29,7 @@ class Labelled(NamedTuple):
     features: Floats
     """[n, D]."""
     labels: Ints
-    """[n] from 0."""
+    """[n] from 0; of findings [n, C]: 1, 0, or -1 where it isn't known."""
 
     def take(self, items: Ints) -> "Labelled":
         """Some of the items."""

@@ -1,4 +1,4 @@
-"""Training, validation and test items of a probe, from the splits of a classification task."""
+"""Training, validation and test items of a probe, from the splits of a task with labels."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import classification
+from eval import classification, multilabel
 from eval.config import DataConfig, EvalConfig, TaskConfig
 from eval.logistic import Labelled
 from eval.metrics import Ints
@@ -73,12 +73,13 @@ def open_splits(
     known: dict[DataConfig, Dataset] = {}
     opened, left_out = {}, {}
     for name, task in tasks.items():
-        if task.kind != "classification":
-            left_out[name] = f"probes are for classification, this is {task.kind}"
+        if task.kind not in ("classification", "multilabel"):
+            left_out[name] = f"probes need labels, this is {task.kind}"
             continue
         where = f"{suite}: tasks.{name}"
         test = _open(task.data, config, known, where)
-        classification.check(where, task, test)
+        kind = multilabel if task.kind == "multilabel" else classification
+        kind.check(where, task, test)
         try:
             train = _other(task.data.train_split, task, [test], config, known)
         except UserError as error:
@@ -95,22 +96,32 @@ def open_splits(
 
 
 def items_of(inputs: Inputs) -> Items:
-    """The items of one split that have an image and one label.
+    """The items of one split that have an image and labels.
 
     Raises:
         UserError: no item, or a label that the suite doesn't name.
     """
-    labels = list(class_names(inputs.task, inputs.dataset))
-    items, excluded = classification.scored_items(inputs)
+    classes = list(class_names(inputs.task, inputs.dataset))
+    if inputs.task.kind == "multilabel":
+        try:
+            items, labels, excluded = multilabel.scored_items(inputs, classes)
+        except ValueError as error:
+            raise UserError(f"tasks.{inputs.name}: the training data: {error}") from None
+    else:
+        items, excluded = classification.scored_items(inputs)
+        labels = _class_numbers(inputs, items, classes)
+    rows = inputs.images.features[[item.sample for item in items]].double().numpy()
+    return Items(inputs, items, Labelled(rows, labels), excluded)
+
+
+def _class_numbers(inputs: Inputs, items: list[Item], classes: list[str]) -> Ints:
     names = [classification.label_of(inputs.task, item.row) for item in items]
-    if unknown := sorted(set(names) - set(labels)):
+    if unknown := sorted(set(names) - set(classes)):
         raise UserError(
             f"tasks.{inputs.name}.classes: the training data has the label '{unknown[0]}', the "
-            f"suite has only {', '.join(labels)}; add it or leave its rows out with `where`"
+            f"suite has only {', '.join(classes)}; add it or leave its rows out with `where`"
         )
-    rows = inputs.images.features[[item.sample for item in items]].double().numpy()
-    true = np.array([labels.index(name) for name in names], dtype=np.int64)
-    return Items(inputs, items, Labelled(rows, true), excluded)
+    return np.array([classes.index(name) for name in names], dtype=np.int64)
 
 
 def hold_out(train: Items, seed: int) -> tuple[Labelled, Labelled]:

@@ -14,6 +14,7 @@ from eval.catalogue import with_data
 from eval.config import DataConfig, EvalConfig, TaskConfig, chosen_tasks
 from eval.embed import Embedder, ImageFeatures
 from eval.extras import Extras
+from eval.leakage import training_sha256
 from eval.readers import Dataset, open_dataset
 from eval.results import Record, finished, labels_sha256, run_header, task_header, write_task
 from eval.robustness import corrupted_sets
@@ -75,6 +76,7 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run | None:
             model is loaded.
     """
     tasks, datasets = prepare(config, suite)
+    training = training_sha256(config.leakage)
 
     # open_clip takes seconds to import: a mistake in the suite is told before.
     from eval.model import load_model
@@ -94,6 +96,7 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run | None:
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.yaml")
         header = run_header(config, suite, command, embedder)
+        header["options"]["training_sha256"] = training
         records = _score_rest(config, out, header, (tasks, datasets), embedder)
         team.tell(None)
     team.leave()

@@ -129,6 +129,20 @@ def test_copies_are_found_and_left_out(
     assert clean["scores"] == found["scores_without"]
 
 
+def test_other_training_data_are_looked_up_again(root: Path, model: Path) -> None:
+    """What is finished is kept as long as the manifest of the training data is the same."""
+    suite_config(root, model, TASKS)
+    command = [str(root / "suite.yaml"), "only=[kinds]", f"leakage.train=[{root / 'train'}]"]
+    main(command)
+    first = (root / "out" / "kinds.json").read_text()
+    main(command)
+    assert (root / "out" / "kinds.json").read_text() == first
+    fewer = [sample("other", photograph(50), encoded(photograph(50), "PNG"))]
+    write_shards(root / "train", [("train", fewer)])
+    main(command)
+    assert json.loads((root / "out" / "kinds.json").read_text())["details"]["leakage"]["near"] == 0
+
+
 def test_only_images_of_the_task_count(root: Path, model: Path) -> None:
     suite_config(root, model, TASKS)
     main([str(root / "suite.yaml"), "only=[pairs]", f"leakage.train=[{root / 'train'}]"])

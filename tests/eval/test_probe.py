@@ -8,10 +8,13 @@ import pytest
 from PIL import Image
 from sklearn import metrics as peer
 
-from eval import probe
+from eval import logistic
 from eval.__main__ import main
 from eval.class_scores import class_scores
-from eval.probe import over_draws, statistic
+from eval.logistic import Labelled
+from eval.multilabel import UNKNOWN
+from eval.probe import over_draws
+from eval.probe_kinds import FindingBench, class_statistic
 from tests.eval.tiny import draw, fails, suite_config, write_model, write_table
 
 LIGHT = {"dark": 60, "middle": 130, "bright": 200}
@@ -100,8 +103,8 @@ def test_what_is_finished_is_not_fitted_again(
     options = ["probe.shots=[1]", "probe.seeds=1"]
     first = run(tmp_path, model, *options)["light"]
     calls = []
-    whole = probe.fit
-    monkeypatch.setattr(probe, "fit", lambda *args: calls.append(args) or whole(*args))
+    whole = logistic.fit
+    monkeypatch.setattr(logistic, "fit", lambda *args: calls.append(args) or whole(*args))
     assert run(tmp_path, model, *options)["light"] == first
     assert not calls
     run(tmp_path, model, "probe.shots=[1]", "probe.seeds=2")
@@ -126,14 +129,14 @@ def test_without_a_validation_split_whole_clusters_are_held_out(
 def test_validation_with_as_many_shots(tmp_path: Path, model: Path) -> None:
     write_set(tmp_path / "set", {"train": 30, "val": 30, "test": 12})
     sizes = []
-    whole = probe.fit
+    whole = logistic.fit
 
     def watched(train, val, classes, score):
         sizes.append((len(train.labels), len(val.labels)))
         return whole(train, val, classes, score)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "fit", watched)
+        patch.setattr(logistic, "fit", watched)
         run(tmp_path, model, "probe.shots=[2,8]", "probe.seeds=1", "probe.validation=shots")
     assert sizes == [(6, 6), (24, 12), (30, 30)]
 
@@ -148,8 +151,8 @@ def test_tasks_without_training_data_are_left_out(
     assert list(found) == ["light"]
     shown = " ".join(capsys.readouterr().out.split())
     assert "whole: left out: no training split: the task is scored on all of its data" in shown
-    assert "pairs: left out: probes are for classification, this is retrieval" in shown
-    with fails("only: pairs: probes are for classification, this is retrieval"):
+    assert "pairs: left out: probes need labels, this is retrieval" in shown
+    with fails("only: pairs: probes need labels, this is retrieval"):
         run(tmp_path, model, "only=[pairs]", **tasks)
     with fails("no task can be probed: pairs: "):
         run(tmp_path, model, **{"pairs": PAIRS})
@@ -161,6 +164,88 @@ def test_duplicates_across_splits_are_told(tmp_path: Path, model: Path) -> None:
     (tmp_path / "set" / "042.png").write_bytes(content)  # the first test image
     notes = run(tmp_path, model, "probe.shots=[]")["light"]["notes"]
     assert "at least 1 test images have the embedding of a training image" in notes
+
+
+# --- findings that may occur together -------------------------------------------------------
+
+FINDINGS = {
+    "kind": "multilabel",
+    "source": "made up",
+    "data": DATA,
+    "classes": {"bright": ["light"], "red": ["blood"], "absent": ["nothing"]},
+    "templates": ["{c}"],
+}
+
+
+def write_findings(folder: Path, splits: dict[str, int]) -> None:
+    """Images that are bright or not, and red or not; some labels aren't known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for split, count in splits.items():
+        for _ in range(count):
+            number = len(rows)
+            bright, red = number % 2, number // 2 % 2
+            pixels = np.asarray(draw(number)).astype(float) / 255 * 40 + 60 + 120 * bright
+            pixels[:, :, 1:] *= 0.4 if red else 1
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03}.png")
+            labels = {"bright": bright, "red": "" if number % 7 == 0 else red, "absent": 0}
+            rows.append({"image": f"{number:03}.png", "split": split, **labels})
+    write_table(folder, rows)
+
+
+def test_findings(tmp_path: Path, model: Path) -> None:
+    write_findings(tmp_path / "set", {"train": 64, "val": 32, "test": 40})
+    options = ["probe.shots=[4]", "probe.seeds=2"]
+    found = run(tmp_path, model, *options, findings=FINDINGS)["findings"]
+    scores, details = found["scores"], found["details"]
+    assert list(scores)[:3] == ["zero_shot_auroc", "auroc_4_shots", "auroc"]
+    assert scores["auroc"]["value"] > 0.95
+    assert scores["auroc_4_shots"]["value"] == pytest.approx(
+        np.mean(details["few_shot"][0]["values"])
+    )
+    per_class = details["per_class"]
+    assert (per_class["bright"]["n"], per_class["bright"]["positives"]) == (40, 20)
+    assert per_class["red"]["n"] == 34, "labels that aren't known count nowhere"
+    assert per_class["absent"]["auroc"] is None
+    assert details["strengths"][2] is None
+    notes = " ".join(found["notes"])
+    assert "class 'absent': training needs images with and without it" in notes
+    assert "class 'absent' has only 0 training images" in notes
+    assert found["items"]["rows"] == 40
+
+
+def test_a_finding_is_fitted_where_its_label_is_known() -> None:
+    """As a choice of two classes among the images that have the label."""
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(80, 5)), rng.integers(2, size=(80, 2))
+    rows += labels @ rng.normal(size=(2, 5))
+    labels[:30, 1] = UNKNOWN
+    val = Labelled(rows[40:], labels[40:])
+    bench = FindingBench.__new__(FindingBench)
+    bench.metric, bench.findings = "auroc", ["a", "b"]
+    bench.test = type("Items", (), {"items": [0] * 80, "data": Labelled(rows, labels)})
+    found = bench.fit(Labelled(rows[:40], labels[:40]), val)
+    direct = logistic.fit(
+        Labelled(rows[30:40], labels[30:40, 1]),
+        Labelled(rows[40:], labels[40:, 1]),
+        2,
+        lambda true, p: peer.roc_auc_score(true, p[:, 1] - p[:, 0]),
+    )
+    expected = direct.log_probabilities(rows)
+    assert found.strengths[1] == direct.strength
+    np.testing.assert_allclose(found.outputs[:, 1], expected[:, 1] - expected[:, 0])
+
+
+def test_shots_of_findings() -> None:
+    """So many with and without each finding; other labels of the same images are hidden."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=(60, 3))
+    labels[:20, 2] = UNKNOWN
+    bench = FindingBench.__new__(FindingBench)
+    drawn = bench.draw(Labelled(rng.normal(size=(60, 4)), labels), 4, rng).labels
+    for own, given in zip(drawn.T, labels.T, strict=True):
+        assert ((own == 1).sum(), (own == 0).sum()) == (4, 4)
+        assert (own[own != UNKNOWN] == given[own != UNKNOWN]).all()
 
 
 # --- scores and intervals -------------------------------------------------------------------
@@ -185,14 +270,16 @@ def test_statistics_equal_scikit_learn() -> None:
     }
     for metric, value in expected.items():
         # roc_auc_score normalises by probabilities, ours by log-probabilities: the same order.
-        assert statistic(scores, metric)(None) == pytest.approx(value, abs=1e-12)
-        assert statistic(scores, metric)(np.ones(40, np.int64)) == pytest.approx(value, abs=1e-12)
+        assert class_statistic(scores, metric)(None) == pytest.approx(value, abs=1e-12)
+        assert class_statistic(scores, metric)(np.ones(40, np.int64)) == pytest.approx(
+            value, abs=1e-12
+        )
     overall = scores.overall()
     for metric in (*expected, "average_precision"):
-        assert statistic(scores, metric)(None) == pytest.approx(overall[metric], abs=1e-12)
+        assert class_statistic(scores, metric)(None) == pytest.approx(overall[metric], abs=1e-12)
     two, _ = scored(classes=2, positive=1)
     for metric, value in two.overall().items():
-        assert statistic(two, metric)(None) == pytest.approx(value, abs=1e-12)
+        assert class_statistic(two, metric)(None) == pytest.approx(value, abs=1e-12)
 
 
 def test_over_draws_against_a_loop() -> None:
