@@ -164,7 +164,7 @@ def chance(task: TaskConfig) -> str:
     if task.kind == "retrieval":
         n = task.expect.get("images")
         return f"{task.ks[0] / n:.2%}" if n else f"{task.ks[0]}/n"
-    return "-"
+    return "boxes/image" if task.kind == "grounding" else "?"
 
 
 def first_words(source: str, letters: int = 70) -> str:
