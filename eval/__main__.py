@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
         known = ", ".join(COMMANDS) or "none"
         raise UserError(f"{first}: neither a suite's file nor a command; commands are {known}")
     else:
+        if first in ("-h", "--help"):
+            print(f"usage: python -m eval COMMAND ..., one of {', '.join(COMMANDS)}; or")
         score(argv)
 
 

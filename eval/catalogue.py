@@ -1,6 +1,7 @@
 """`python -m eval list`: the tasks that there are, their size, and which data is at hand."""
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -113,7 +114,7 @@ def with_data(tasks: dict[str, TaskConfig], root: Path, suite: str) -> dict[str,
     without = [name for name in tasks if name not in there]
     if not there:
         raise UserError(f"{suite}: no task's data is in data_root={root}; see python -m eval list")
-    if without:
+    if without and os.environ.get("RANK", "0") == "0":  # torchrun's, before its ranks have met
         print(f"left out, since their data isn't in {root}: {', '.join(without)}")
     return there
 
