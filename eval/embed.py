@@ -212,7 +212,9 @@ def _load(path: Path) -> ImageFeatures | None:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
             broken = {int(i): reason for i, reason in json.loads(about["broken"]).items()}
-            return ImageFeatures(file.get_tensor("features"), broken, about["sha256"])
+            # The file's bytes lie at any address, and products of unaligned rows may differ in the
+            # last bit: a copy gives the numbers of the first run.
+            return ImageFeatures(file.get_tensor("features").clone(), broken, about["sha256"])
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it") from None
 
