@@ -262,8 +262,14 @@ def _without(
 ) -> Result | None:
     """The task's result without some samples; None where that leaves nothing to score."""
     broken = {**inputs.images.broken, **dict.fromkeys(matches, REASON)}
+    images = replace(inputs.images, broken=broken)
+    samples = [  # grounding reads the images again, and so knows them by their rows only
+        replace(sample, rows=[]) if i in matches else sample
+        for i, sample in enumerate(inputs.dataset.samples)
+    ]
+    dataset = replace(inputs.dataset, samples=samples)
     try:
-        return evaluate(replace(inputs, images=replace(inputs.images, broken=broken)))
+        return evaluate(replace(inputs, dataset=dataset, images=images))
     except UserError:  # which the kinds raise where no item is left
         return None
 
