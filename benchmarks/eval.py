@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,8 +43,15 @@ MIB = 2**20
 KS = (1, 5, 10)
 PEER_BATCH = 64  # clip-benchmark's default
 CLASSES = ("heart", "lung", "liver", "kidney", "colon", "brain", "breast", "skin", "bone", "eye")
-Measured = tuple[float, float, dict[str, float]]
-"""Seconds, MiB at the peak beyond the features, scores."""
+
+
+class Measured(NamedTuple):
+    """What one run of one side gave."""
+
+    seconds: float
+    mib: float
+    """At the peak, beyond the features."""
+    scores: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +127,10 @@ def theirs(count: int, width: int, seed: int, device: str) -> Measured:
         "cpu",  # where its matrix is
     )
     names = {"image_to_text": "text_retrieval", "text_to_image": "image_retrieval"}
-    return (
-        found,
-        mib,
-        {
-            f"{way}_recall@{k}": scores[f"{name}_recall@{k}"]
-            for way, name in names.items()
-            for k in KS
-        },
-    )
+    ours_called = {
+        f"{way}_recall@{k}": scores[f"{name}_recall@{k}"] for way, name in names.items() for k in KS
+    }
+    return Measured(found, mib, ours_called)
 
 
 def _measured(function: Callable[[], dict[str, float]], device: str) -> Measured:
@@ -143,9 +145,9 @@ def _measured(function: Callable[[], dict[str, float]], device: str) -> Measured
     scores = function()  # comes to the CPU, so the device has finished
     seconds = time.perf_counter() - start
     if device == "cuda":
-        return seconds, (torch.cuda.max_memory_allocated() - before) / MIB, scores
+        return Measured(seconds, (torch.cuda.max_memory_allocated() - before) / MIB, scores)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # given in KiB
-    return seconds, max(peak - before, 0) / MIB, scores
+    return Measured(seconds, max(peak - before, 0) / MIB, scores)
 
 
 def _resident() -> int:
@@ -204,16 +206,17 @@ def _contest(
 
     def once(name: str) -> float:
         runs[name].append(alone(sides[name], count, config.width, config.seed, device))
-        return runs[name][-1][0]
+        return runs[name][-1].seconds
 
     interleaved({name: partial(once, name) for name in sides}, config.repetitions)
     what, rows = f"retrieval, N={count:,}", []
-    for column, name, unit in ((0, "time", "s"), (1, "memory", "MiB")):
-        values = {side: [run[column] for run in found] for side, found in runs.items()}
+    times = {side: [run.seconds for run in found] for side, found in runs.items()}
+    memory = {side: [run.mib for run in found] for side, found in runs.items()}
+    for name, unit, values in (("time", "s", times), ("memory", "MiB", memory)):
         for side, own in values.items():
             ratio = paired_ratio(own, values["ours"])
             rows.append(median_row(f"{what}: {side}, {name}", unit, own, ratio))
-    scores = [found[0][2] for found in runs.values()]
+    scores = [found[0].scores for found in runs.values()]
     if len(scores) == 2:
         apart = max(abs(scores[0][key] - scores[1][key]) for key in scores[0])
         rows.append(Row(f"{what}: greatest difference of a recall", "", apart))
