@@ -121,14 +121,14 @@ def compare(a: Folder, b: Folder, config: CompareConfig) -> tuple[list[Line], li
         check_same_items(first, second)
         notes, clusters = _notes(one, other), len(set(first.items["cluster"]))
         for key in one["headline"] if config.scores == "headline" else one["scores"]:
+            told = [_value(record, key) for record in (one, other)]
             found = None
-            if key in other["scores"]:
+            if None not in told:
                 found = compare_score(key, first, second, resampling)
             if found is None:
                 skipped.append(f"{task}: {key} can't be had from the items of both")
                 continue
-            told = (record["scores"][key]["value"] for record in (one, other))
-            lines.append(Line(task, key, one["n"], clusters, *told, found, notes))
+            lines.append(Line(task, key, one["n"], clusters, told[0], told[1], found, notes))
     return adjusted(lines), skipped
 
 
@@ -173,6 +173,11 @@ def print_lines(lines: Sequence[Line], skipped: Sequence[str], names: Sequence[s
     ]
     for text in said:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _value(record: Record, key: str) -> Any:
+    """A score; None where it isn't there or isn't defined."""
+    return record["scores"].get(key, {}).get("value")
 
 
 def _notes(a: Record, b: Record) -> list[str]:

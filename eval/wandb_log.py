@@ -47,7 +47,7 @@ def log_run(run: Run, report: Path) -> None:
         ) from None
     records = [done.record for done in run.tasks.values()]
     logged.summary.update(summary(records))
-    rows = [list(row) for row in score_rows(records)]
+    rows: list[Iterable[Any]] = list(score_rows(records))
     logged.log({"scores": wandb.Table(columns=list(COLUMNS), data=rows)})
     for record in records:
         if matrix := record["details"].get("confusion"):
