@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from eval.config import EvalConfig, TaskConfig, problems
-from vlp.config import UserError, load_config, to_dict
+from vlp.config import UserError, load_config
 
 
 def load_suite(argv: Sequence[str], program: str = "") -> EvalConfig:
@@ -36,7 +37,7 @@ def with_included(suite: Path, content: dict[str, Any]) -> dict[str, Any]:
         return content
     own = content.get("tasks") or {}
     tasks = {
-        str(name): _laid_over(to_dict(read_task(_task_file(suite, file))), own.get(name) or {})
+        str(name): _laid_over(asdict(read_task(_task_file(suite, file))), own.get(name) or {})
         for name, file in included.items()
     }
     return {**content, "tasks": {**tasks, **{k: v for k, v in own.items() if k not in tasks}}}
