@@ -69,7 +69,7 @@ class Result:
     clusters: int
     """Independent units of the bootstrap."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What only this kind of task has; goes into results.json as it is."""
+    """What only this kind of task has; goes into TASK.json as it is."""
     examples: list[Example] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     items: list[dict[str, Any]] = field(default_factory=list)
