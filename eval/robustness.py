@@ -91,9 +91,9 @@ def with_curves(
         "conditions": found,
     }
     note = (
-        f"under {len(found)} corruptions: mean {metric} {mean:.1%}; clean at {config.side} px "
-        f"{clean.value:.1%}; lowest {worst['score']['value']:.1%} "
-        f"({worst['corruption']}, severity {worst['severity']})"
+        f"corrupted images: {metric.replace('_', ' ')} {mean:.1%} in the mean of {len(found)} "
+        f"conditions, lowest {worst['score']['value']:.1%} ({worst['corruption']} "
+        f"{worst['severity']}); clean at {config.side} px {clean.value:.1%}"
     )
     return replace(
         result,

@@ -73,7 +73,9 @@ def test_scores_under_corruption(
             assert score["low"] <= score["value"] <= score["high"]
     # Twelve images, a clean pass and five more: both tasks share them.
     assert len(list((root / "out" / "cache").glob("images-*"))) == 6
-    assert "under 4 corruptions: mean accuracy" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "kinds: corrupted images: accuracy" in shown
+    assert "in the mean of 4 conditions, lowest" in shown
 
 
 def test_without_the_option_nothing_is_added(root: Path, model: Path) -> None:
