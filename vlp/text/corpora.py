@@ -101,14 +101,12 @@ def read_documents(config: CorpusConfig, tally: Tally | None = None) -> Iterator
 
 
 def corpus_files(config: CorpusConfig) -> list[Path]:
-    """The files of a corpus, sorted by path; of shards the manifest.
+    """The files of a corpus that is not shards, sorted by path.
 
     Raises:
         UserError: there are none.
     """
     path = Path(config.path)
-    if config.kind == "shards":
-        return [path / "manifest.json"]
     if path.is_file():
         return [path]
     suffixes = SUFFIXES[config.kind]

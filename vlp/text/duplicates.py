@@ -1,7 +1,7 @@
 """Paragraphs that stood earlier in the corpus, exactly or nearly, in bounded memory.
 
 Signatures go to files as paragraphs are read; afterwards one band of them at a time is sorted, so
-memory is some 40 bytes a paragraph, whatever the paragraphs' length. Candidates come from MinHash
+memory is some 60 bytes a paragraph, whatever the paragraphs' length. Candidates come from MinHash
 (Broder 1997) with bands of four: two paragraphs that share 80% of their shingles meet in one of 16
 bands with probability 1 - (1 - 0.8^4)^16 = 0.9998, at 60% with 0.89. Each pair is then compared by
 its shingles themselves, so nothing goes that is not a copy.

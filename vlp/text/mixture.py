@@ -14,6 +14,7 @@ import numpy as np
 
 from vlp.config import UserError
 from vlp.data.order import Order, Positions, Source
+from vlp.text.documents import Document
 from vlp.text.store import TextStore
 
 BLOCK = 1024
@@ -185,9 +186,17 @@ class MixedTexts:
             corpora, documents = sampler.epoch(stage)
             for start in range(0, len(corpora), DOCUMENTS):
                 chunk = slice(start, start + DOCUMENTS)
-                for corpus, document in zip(corpora[chunk], documents[chunk], strict=True):
-                    name = sampler.names[corpus]
-                    wanted = numbers[name][[document]]
-                    (found,) = self.stores[name].documents(wanted)
-                    for section in found.sections:
+                readers = {
+                    corpus: self._read(sampler, numbers, corpus, documents[chunk][mine])
+                    for corpus in np.unique(corpora[chunk]).tolist()
+                    for mine in [corpora[chunk] == corpus]
+                }
+                for corpus in corpora[chunk].tolist():
+                    for section in next(readers[corpus]).sections:
                         yield from section.text.split("\n")
+
+    def _read(
+        self, sampler: Sampler, numbers: Mapping[str, Positions], corpus: int, units: Positions
+    ) -> Iterator[Document]:
+        name = sampler.names[corpus]
+        return self.stores[name].documents(numbers[name][units])

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def prepare(
         UserError: the corpus can't be read, or nothing of it is left.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    contents = file_digests(corpus_files(corpus), cache)
+    contents = _contents(corpus, cache)
     settings = {"corpus": asdict(corpus), "cleaning": asdict(cleaning), "split": asdict(split)}
     del settings["corpus"]["path"]  # the files' names and bytes count, not where they lie
     del settings["corpus"]["max_bad"]
@@ -126,8 +127,8 @@ def _build(
     finder = None
     if cleaning.duplicates != "none":
         finder = Duplicates(folder, near=cleaning.duplicates == "near")
-    paragraphs: list[int] = []  # of each document
-    offsets = [0]
+    paragraphs = array("q")  # of each document
+    offsets = array("q", [0])
     with spool.open("wb") as stream:
         for document in read_documents(corpus, tally):
             cleaned = clean_document(document, cleaning, dropped)
@@ -188,8 +189,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write text.jsonl and index.npz of the paragraphs to keep; returns the counts by split."""
     counts = {name: Counter[str]() for name in ("documents", "bytes", "characters", "words")}
-    offsets, splits, paragraph = [0], [], 0
-    groups: dict[str, dict[int, str]] = {split: {} for split in SPLITS}
+    offsets, splits, groups, paragraph = array("q", [0]), array("B"), array("Q"), 0
     with spool.open("rb") as source, (folder / "text.jsonl").open("wb") as target:
         for line in source:
             document = _from_json(line)
@@ -205,29 +205,32 @@ def _write(
                 continue
             offsets.append(offsets[-1] + target.write(_to_json(rest)))
             splits.append(SPLITS.index(rest.split))
-            group = hashlib.sha256((rest.group or rest.id).encode()).digest()[:8]
-            groups[rest.split][int.from_bytes(group, "big")] = rest.id
+            group = hashlib.sha256((rest.group or rest.id).encode()).digest()
+            groups.append(int.from_bytes(group[:8], "big"))
             counts["documents"][rest.split] += 1
             for _, text in rest.sections:
                 counts["bytes"][rest.split] += len(text.encode())
                 counts["characters"][rest.split] += len(text)
                 counts["words"][rest.split] += len(text.split())
-    _check_groups(groups)
-    np.savez(
-        folder / "index.npz",
-        offsets=np.array(offsets, dtype=np.int64),
-        splits=np.array(splits, dtype=np.uint8),
+    made = TextStore(
+        folder, {}, np.array(offsets, dtype=np.int64), np.array(splits, dtype=np.uint8)
     )
+    _check_groups(np.array(groups, dtype=np.uint64), made)
+    np.savez(folder / "index.npz", offsets=made._offsets, splits=made._splits)
     return {name: dict(by_split) for name, by_split in counts.items()}
 
 
-def _check_groups(groups: dict[str, dict[int, str]]) -> None:
-    """Raises UserError if a document, or documents of one group, are in two splits."""
+def _check_groups(groups: NDArray[np.uint64], store: TextStore) -> None:
+    """Raises UserError if a document, or documents of one group, are in two splits.
+
+    `groups`: digest of each document's group.
+    """
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if both := groups[one].keys() & groups[other].keys():
-            name = groups[one][min(both)]
+        both = np.intersect1d(groups[store.numbers(one)], groups[store.numbers(other)])
+        if len(both):
+            (first,) = store.documents([int(np.argmax(groups == both[0]))])
             raise UserError(
-                f"document {name}: it, or others of its group, are in '{one}' and '{other}' "
+                f"document {first.id}: it, or others of its group, are in '{one}' and '{other}' "
                 f"({len(both)} such groups); mend the split field or leave split_field empty"
             )
 
@@ -272,6 +275,17 @@ def finished_folder(folder: Path) -> Iterator[Path]:
 def digest_of(*parts: Any) -> str:
     """SHA-256 over the JSON form of `parts`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _contents(corpus: CorpusConfig, cache: Path) -> list[tuple[str, str]]:
+    """(name, SHA-256) of the corpus' files; shards, which may be remote, go by their manifest."""
+    if corpus.kind != "shards":
+        return file_digests(corpus_files(corpus), cache)
+    from vlp.data.index import open_storage, splits
+
+    splits(corpus.path)  # says what is wrong with the manifest
+    manifest = open_storage(corpus.path).whole("manifest.json")
+    return [("manifest.json", hashlib.sha256(manifest).hexdigest())]
 
 
 def file_digests(files: Sequence[Path], cache: Path) -> list[tuple[str, str]]:
