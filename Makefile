@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM ?= false
 	@set -o pipefail; mkdir -p build; start=$$(date +%s); \
 	  $(PYTHON) -m venv .venv \
 	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
-	  && $(BIN)/uv pip sync --python $(BIN)/python requirements.lock 2>&1 | grep -v '^ [-+~]' \
+	  && $(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python requirements.lock 2>&1 | grep -v '^ [-+~]' \
 	  && echo "install  $$(( $$(date +%s) - start )) s" | tee build/install_time.txt
 	@touch $@
 
