@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +12,6 @@ from eval.__main__ import main
 from eval.results import FORMAT, NEEDED, VERSION, read_folder, read_items, read_record
 from tests.eval.tiny import fails, suite_config, write_model, write_table
 
-ROOT = Path(__file__).parents[2]
 TABLE = {"reader": "table", "path": "set/index.jsonl", "split": ""}
 TASKS = {
     "pairs": {"kind": "retrieval", "source": "made up", "data": TABLE, "ks": [1]},
@@ -140,30 +135,6 @@ def test_what_changed_is_scored_again(
     found = run(root, model, *change.get("arguments", []))
     assert names == again
     assert list(found) == sorted(TASKS)
-
-
-def test_a_killed_run_goes_on_after_the_last_finished_task(root: Path, model: Path) -> None:
-    """The process is killed for good as soon as the first task's file is there."""
-    tasks = {f"task{i}": {**TASKS["number"], "templates": [f"{i} {{c}}"]} for i in range(6)}
-    suite_config(root, model, tasks, replicates=400)
-    command = [sys.executable, "-m", "eval", str(root / "suite.yaml")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (root / "out" / "task0.json").exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = read_folder(root / "out")
-    assert 0 < len(done) < 6, "killed in between"
-    names: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        names = scored(patch)
-        main([str(root / "suite.yaml")])
-    assert set(names) == set(tasks) - set(done)
-    whole = read_folder(root / "out")
-    assert len(whole) == 6
-    assert {name: whole[name] for name in done} == done
 
 
 def test_the_same_files_elsewhere_have_the_same_hash(root: Path, model: Path) -> None:

@@ -1,9 +1,10 @@
-"""Several ranks give the numbers of one, to the last digit."""
+"""Several ranks give the numbers of one, to the last digit; a killed run goes on where it was."""
 
 import contextlib
 import multiprocessing
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from eval.__main__ import main
 from eval.results import read_folder
+from tests.eval.test_results import scored
 from tests.eval.tiny import suite_config, write_model, write_table
 from vlp.config import run_program
 
@@ -47,7 +49,7 @@ def start(size: int, folder: Path, argv: list[list[str]]) -> list[Any]:
     os.environ["PYTHONPATH"] = str(ROOT)
     context = multiprocessing.get_context("forkserver")
     # Forked from a process that has imported everything: a rank starts in a second, not in ten.
-    context.set_forkserver_preload(["tests.eval.test_team", "eval.model", "eval.suite"])
+    context.set_forkserver_preload(["tests.eval.test_processes", "eval.model", "eval.suite"])
     port = str(random.randint(20000, 45000))
     processes = []
     for rank in range(size):
@@ -118,3 +120,27 @@ def test_a_rank_with_other_files_is_told(root: Path, tmp_path: Path) -> None:
     assert said == "error: set/index.jsonl: other files on rank 1 than on rank 0\n"
     main_rank.kill()  # as torchrun does
     main_rank.join()
+
+
+def test_a_killed_run_goes_on_after_the_last_finished_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is killed for good as soon as the first task's file is there."""
+    write_table(tmp_path / "set", [{"parity": ["even", "odd"][i % 2]} for i in range(12)])
+    tasks = {f"task{i}": {**TASKS["parity"], "templates": [f"{i} {{c}}"]} for i in range(6)}
+    suite_config(tmp_path, write_model(tmp_path / "model"), tasks, replicates=400)
+    (process,) = start(1, tmp_path, [[str(tmp_path / "suite.yaml")]])
+    out, deadline = tmp_path / "out", time.monotonic() + 120
+    while not (out / "task0.json").exists() and time.monotonic() < deadline:
+        assert process.is_alive()
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    done = read_folder(out)
+    assert 0 < len(done) < 6, "killed in between"
+    names = scored(monkeypatch)
+    main([str(tmp_path / "suite.yaml")])
+    assert set(names) == set(tasks) - set(done)
+    whole = read_folder(out)
+    assert len(whole) == 6
+    assert {name: whole[name] for name in done} == done
