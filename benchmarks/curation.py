@@ -27,13 +27,13 @@ from PIL import Image
 
 from benchmarks.measure import Result, Row, machine, report
 from data_prep.decisions import MIN_CORRELATION
-from data_prep.filters import foreign_language
 from data_prep.inspection import thumbnail
 from data_prep.kind_examples import example
 from data_prep.selection import select
 from vlp.config import UserError, load_config, run_program
 from vlp.duplicates import near_pairs
 from vlp.hashing import FLAT, perceptual_hash
+from vlp.language import foreign_language
 
 SEED = 977
 

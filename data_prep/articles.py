@@ -13,7 +13,6 @@ from data_prep.build import (
     BuildConfig,
     Unit,
     fingerprint,
-    hash_fraction,
     provenance,
     split_of,
 )
@@ -34,6 +33,7 @@ from data_prep.sources import (
     find_file,
     format_rank,
 )
+from vlp.splits import hash_fraction
 
 
 @dataclass(frozen=True, kw_only=True)

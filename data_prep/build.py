@@ -31,6 +31,7 @@ from data_prep.units import (
     prepare,
 )
 from vlp.config import to_dict
+from vlp.splits import hash_fraction
 
 __all__ = [
     "BuildConfig",
@@ -40,7 +41,6 @@ __all__ = [
     "Unit",
     "build",
     "fingerprint",
-    "hash_fraction",
     "make_units",
     "provenance",
     "split_of",
@@ -117,12 +117,6 @@ class BuildConfig(OutputConfig):
         return ImageRules(
             short_side=self.short_side, min_side=self.min_side, max_pixels=self.max_pixels
         )
-
-
-def hash_fraction(seed: int, name: str) -> float:
-    """A number in [0, 1) that depends on nothing but `seed` and `name`."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split_of(config: BuildConfig, group: str) -> str:

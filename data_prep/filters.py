@@ -3,21 +3,12 @@
 Every function returns "" for what passes, and otherwise the reason that rejects.parquet records.
 """
 
-import functools
 import hashlib
 import re
 from dataclasses import dataclass
 
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
 from vlp.hashing import FLAT
-
-_LANGUAGE_LETTERS = 60
-"""Shorter captions show no language: they are names of genes, drugs, methods and places."""
-_LANGUAGE_CHANCE = 0.01
-"""A caption is foreign if the languages to keep have a smaller chance than this, all together."""
-_LANGUAGE_HEAD = 200  # characters that are looked at
-_NAMES = "la"  # lists of species pass for Latin in any language
+from vlp.language import foreign_language
 
 _LABEL = r"""
     (?:(?:supplement(?:ary|al)|supporting|extended\ data|additional|appendix|online)\s+)*
@@ -93,23 +84,7 @@ def picture_problem(width: int, height: int, phash: int, rules: PictureRules) ->
     return "image blank" if phash == FLAT and not rules.blank else ""
 
 
-def foreign_language(caption: str, languages: tuple[str, ...]) -> str:
-    """The caption's language if it surely is none of `languages`, else ""."""
-    letters = sum(map(len, _WORD.findall(caption)))
-    if letters < _LANGUAGE_LETTERS:
-        return ""
-    chances = dict(_identifier().rank(caption[:_LANGUAGE_HEAD]))
-    language = max(chances, key=lambda name: chances[name])
-    wanted = sum(chances.get(name, 0.0) for name in languages)
-    return "" if wanted >= _LANGUAGE_CHANCE or language == _NAMES else str(language)
-
-
 def caption_digest(caption: str) -> int:
     """64 bits that are equal for captions which differ in case, spacing or punctuation only."""
     words = " ".join(re.findall(r"\w+", caption.casefold()))
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big")
-
-
-@functools.cache
-def _identifier() -> LanguageIdentifier:
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.build import BuildConfig, Plan, Unit, build, hash_fraction, make_units, split_of
+from data_prep.build import BuildConfig, Plan, Unit, build, make_units, split_of
 from data_prep.captions import CaptionRejected, clean_caption
 from data_prep.images import ImageRejected, prepare_image
 from data_prep.shards import SPLITS, Reject, Sample, unique_keys
 from vlp.config import UserError
+from vlp.splits import hash_fraction
 
 _SPLIT_NAMES = {
     "train": "train",

@@ -61,11 +61,6 @@ def per_class_recall(confusion: Ints) -> Floats:
     return _ratio(np.diagonal(confusion), confusion.sum(axis=1))
 
 
-def mean_per_class_recall(confusion: Ints) -> float:
-    """Balanced accuracy: the mean recall of the classes that have items, as in scikit-learn."""
-    return float(np.nanmean(per_class_recall(confusion)))
-
-
 def per_class_f1(confusion: Ints) -> Floats:
     """[classes]: 2 TP / (2 TP + FP + FN); NaN for a class that is neither true nor predicted.
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import open_clip
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -76,10 +75,6 @@ class Model:
         visual = self.network.visual
         states = patch_states(visual, pixels.to(self.device), alone=True)
         return normalize(project(visual, states).float(), dim=-1).cpu()
-
-    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB images -> unit rows float32 [B, D], on the CPU."""
-        return self.embed_pixels(torch.stack([self.transform(image) for image in images]))
 
     @torch.inference_mode()
     def embed_tokens(self, tokens: Any, unit: bool = True) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.build import BuildConfig, hash_fraction, split_of
+from data_prep.build import BuildConfig, split_of
 from data_prep.shards import SPLITS
 from tests.data_prep.factories import (
     encoded,
@@ -25,6 +25,7 @@ from tests.data_prep.factories import (
     write_table,
 )
 from vlp.config import UserError
+from vlp.splits import hash_fraction
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -22,7 +22,7 @@ from eval.grounding import similarity_map
 from eval.model import Model, load_model
 from eval.readers import open_dataset
 from tests.browser import page
-from tests.eval.tiny import draw, fails, write_model
+from tests.eval.tiny import draw, embed_images, fails, write_model
 from tests.shard_factory import make_samples, write_shards
 from vlp.config import load_config
 
@@ -54,7 +54,7 @@ def engine(model: Model, shards: Path) -> Engine:
     data = DataConfig(reader="shards", path=str(shards), split="train")
     dataset = open_dataset(data, Path())
     pixels = [Image.open(io.BytesIO(dataset.images.read(i))).convert("RGB") for i in range(6)]
-    return Engine(model, Figures(dataset, model.embed_images(pixels)), neighbours=4)
+    return Engine(model, Figures(dataset, embed_images(model, pixels)), neighbours=4)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_model(engine: Engine, model: Model) -> None:
     labels = ["a lesion", "nuclei", "the liver"]
     found = engine.scores(name, [*labels, "", "nuclei"], "a figure of {c}")
     texts = model.embed_texts([f"a figure of {label}" for label in labels])
-    cosines = texts @ model.embed_images([draw(1)])[0]
+    cosines = texts @ embed_images(model, [draw(1)])[0]
     shares = (model.scale * cosines).softmax(dim=0)
     want = dict(zip(labels, zip(cosines.tolist(), shares.tolist(), strict=True), strict=True))
     assert [row["name"] for row in found] == sorted(want, key=lambda key: -want[key][0])

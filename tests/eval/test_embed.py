@@ -10,7 +10,7 @@ from eval.config import DataConfig
 from eval.embed import Embedder
 from eval.model import Model, load_model
 from eval.readers import Dataset, open_dataset
-from tests.eval.tiny import draw, fails, write_model, write_table
+from tests.eval.tiny import draw, embed_images, fails, write_model, write_table
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def files(embedder: Embedder) -> set[str]:
 def test_images_one_by_one_and_in_batches(tmp_path: Path, model: Model) -> None:
     dataset = table(tmp_path / "set")
     found = Embedder(model, tmp_path / "cache", batch_size=2).images(dataset)
-    alone = torch.cat([model.embed_images([draw(i)]) for i in range(5)])
+    alone = torch.cat([embed_images(model, [draw(i)]) for i in range(5)])
     assert torch.allclose(found.features, alone, atol=1e-6)
     assert found.broken == {}
 

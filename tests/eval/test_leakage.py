@@ -13,26 +13,12 @@ from eval.__main__ import main
 from eval.leakage import UNREADABLE, Hasher, find_overlaps, read_training
 from eval.options import LeakageConfig
 from eval.readers import Dataset
+from tests.eval import tiny
 from tests.eval.tiny import draw, fails, suite_config, write_model, write_table
 from tests.shard_factory import make_shards, write_shards
 from vlp.hashing import perceptual_hash
 
-TASKS = {
-    "kinds": {
-        "kind": "classification",
-        "source": "made up",
-        "data": {"reader": "table", "path": "set/index.jsonl"},
-        "classes": {"mass": ["mass"], "none": ["nothing"]},
-        "templates": ["an image of {c}"],
-    },
-    "pairs": {
-        "kind": "retrieval",
-        "source": "made up",
-        "data": {"reader": "table", "path": "set/index.jsonl"},
-        "where": {"half": ["second"]},
-        "ks": [1, 2],
-    },
-}
+TASKS = {**tiny.TASKS, "pairs": tiny.TASKS["pairs"] | {"where": {"half": ["second"]}}}
 
 
 def photograph(seed: int) -> Image.Image:

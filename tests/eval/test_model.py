@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval.model import load_model
-from tests.eval.tiny import draw, fails, write_model
+from tests.eval.tiny import draw, embed_images, fails, write_model
 from tests.vlp.tiny import CAPTIONS, MODEL, make_tokenizer
 from vlp.models.dual_encoder import DualEncoder
 from vlp.models.hub import save_pretrained
@@ -27,7 +27,7 @@ def test_open_clip_folder(folder: Path) -> None:
     images = [draw(i, 50 + i, 40) for i in range(5)]
     with torch.no_grad():
         pixels = torch.stack([preprocess(image) for image in images])
-        assert torch.equal(ours.embed_images(images), theirs.eval().encode_image(pixels, True))
+        assert torch.equal(embed_images(ours, images), theirs.eval().encode_image(pixels, True))
         expected = theirs.encode_text(tokenize(CAPTIONS), normalize=True)
         assert torch.equal(ours.embed_texts(CAPTIONS), expected)
 
@@ -45,7 +45,7 @@ def test_our_folder_gives_open_clip_s_embeddings(tmp_path: Path) -> None:
     with torch.no_grad():
         pixels = torch.stack([preprocess(image) for image in images])
         expected = theirs.eval().encode_image(pixels, normalize=True)
-        assert torch.allclose(ours.embed_images(images), expected, atol=1e-5)
+        assert torch.allclose(embed_images(ours, images), expected, atol=1e-5)
         expected = theirs.encode_text(tokenize(CAPTIONS), normalize=True)
         assert torch.allclose(ours.embed_texts(CAPTIONS), expected, atol=1e-5)
     assert ours.folder == tmp_path / "moved"

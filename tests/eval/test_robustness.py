@@ -13,24 +13,8 @@ from eval.options import RobustnessConfig
 from eval.readers import open_dataset
 from eval.robustness import conditions, corrupted
 from eval.suite_files import load_suite
-from tests.eval.tiny import draw, fails, suite_config, write_model, write_table
+from tests.eval.tiny import TASKS, draw, fails, suite_config, write_model, write_table
 from vlp.data.image import open_rgb
-
-TASKS = {
-    "kinds": {
-        "kind": "classification",
-        "source": "made up",
-        "data": {"reader": "table", "path": "set/index.jsonl"},
-        "classes": {"mass": ["mass"], "none": ["nothing"]},
-        "templates": ["an image of {c}"],
-    },
-    "pairs": {
-        "kind": "retrieval",
-        "source": "made up",
-        "data": {"reader": "table", "path": "set/index.jsonl"},
-        "ks": [1, 2],
-    },
-}
 
 
 @pytest.fixture(scope="module")

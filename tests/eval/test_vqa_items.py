@@ -13,7 +13,7 @@ from eval.model import load_model
 from eval.readers import Dataset, Sample
 from eval.suite import run_suite
 from eval.vqa_items import ID, NOT_AN_OPTION, Parsed, parse, select_items
-from tests.eval.tiny import WORDS, fails, suite_config, write_model, write_table
+from tests.eval.tiny import WORDS, embed_images, fails, suite_config, write_model, write_table
 
 
 def dataset(rows: list[dict], image: str = "image") -> Dataset:
@@ -273,7 +273,7 @@ def test_micro_bench_scores_are_those_of_its_own_loop(tmp_path: Path) -> None:
 
     right: dict[str, list[bool]] = {"a": [], "b": []}
     for i, row in enumerate(rows):
-        image = model.embed_images([Image.open(tmp_path / f"{i:03}.png")])
+        image = embed_images(model, [Image.open(tmp_path / f"{i:03}.png")])
         for entry in filter(None, row["captions"].values()):
             logits = 100 * image @ model.embed_texts(entry["options"]).T
             chosen = int(logits.softmax(dim=-1).argmax())

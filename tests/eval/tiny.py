@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from eval.config import EvalConfig
+from eval.model import Model
 from vlp.config import UserError, load_config
 
 MODEL_CONFIG = {
@@ -23,6 +25,23 @@ MODEL_CONFIG = {
 }
 
 
+TASKS = {
+    "kinds": {
+        "kind": "classification",
+        "source": "made up",
+        "data": {"reader": "table", "path": "set/index.jsonl"},
+        "classes": {"mass": ["mass"], "none": ["nothing"]},
+        "templates": ["an image of {c}"],
+    },
+    "pairs": {
+        "kind": "retrieval",
+        "source": "made up",
+        "data": {"reader": "table", "path": "set/index.jsonl"},
+        "ks": [1, 2],
+    },
+}
+"""Two tasks on one table of images with labels and captions."""
+
 WORDS = ("arrow", "nuclei", "lesion", "left", "liver", "stain", "cell", "lung", "colon", "heart")
 
 
@@ -30,6 +49,11 @@ def model_input(image: Image.Image) -> torch.Tensor:
     """float32 [3, 32, 32] as the model's evaluation transform gives it, up to rounding."""
     config = open_clip.transform.PreprocessCfg(size=32)
     return open_clip.transform.image_transform_v2(config, is_train=False)(image)
+
+
+def embed_images(model: Model, images: Sequence[Image.Image]) -> torch.Tensor:
+    """RGB images -> unit rows [B, D], the obvious way."""
+    return model.embed_pixels(torch.stack([model.transform(image) for image in images]))
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:

@@ -4,25 +4,15 @@ A paragraph is a line of a section. The order: Unicode, ill-formed, language, sh
 over the whole corpus, duplicate paragraphs (duplicates.py) and once more short documents.
 """
 
-import functools
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import ftfy
 
+from vlp.language import foreign_language
 from vlp.text.documents import Document, Section
-
-if TYPE_CHECKING:
-    from py3langid.langid import LanguageIdentifier
-
-_LANGUAGE_LETTERS = 60
-"""Shorter paragraphs show no language: they are names of genes, drugs, methods and places."""
-_LANGUAGE_CHANCE = 0.01
-"""A paragraph is foreign if the languages to keep have a smaller chance than this, together."""
-_LANGUAGE_HEAD = 200  # characters that are looked at
-_NAMES = "la"  # lists of species pass for Latin in any language
 
 _LETTERS = 0.5
 """Share of letters among the characters of a paragraph below which it is numbers or symbols."""
@@ -160,20 +150,3 @@ def _without_boilerplate(paragraph: str, dropped: Counter[str]) -> str:
         dropped["boilerplate sentence"] += len(sentences) - len(kept)
         return " ".join(kept)
     return paragraph
-
-
-def foreign_language(paragraph: str, languages: tuple[str, ...]) -> str:
-    """The paragraph's language if it surely is none of `languages`, else ""."""
-    if sum(map(len, _WORD.findall(paragraph))) < _LANGUAGE_LETTERS:
-        return ""
-    chances = dict(_identifier().rank(paragraph[:_LANGUAGE_HEAD]))
-    language = max(chances, key=lambda name: chances[name])
-    wanted = sum(chances.get(name, 0.0) for name in languages)
-    return "" if wanted >= _LANGUAGE_CHANCE or language == _NAMES else str(language)
-
-
-@functools.cache
-def _identifier() -> "LanguageIdentifier":
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,11 +1,11 @@
 """What every corpus is made of: documents with named sections, and a tally of what was lost."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from vlp.config import UserError
+from vlp.splits import hash_fraction
 
 
 class Section(NamedTuple):
@@ -88,12 +88,6 @@ class SplitConfig:
 SPLITS = ("train", "val", "test")
 
 _NAMES = {"dev": "val", "valid": "val", "validation": "val", "devel": "val"}
-
-
-def hash_fraction(seed: int, name: str) -> float:
-    """A number in [0, 1) that depends on nothing but `seed` and `name`."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split_of(document: Document, config: SplitConfig) -> str:
