@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from vlp import distributed, parallel
-from vlp.config import save_config, to_dict
+from vlp import distributed
 from vlp.data.loader import Batch, Mixture
 from vlp.data.schedule import BatchSchedule
 from vlp.data.text import CaptionTokenizer, PackedText, train_wordpiece
@@ -19,7 +17,7 @@ from vlp.flops import peak_flops, step_flops
 from vlp.models.dual_encoder import DualEncoder, ModelConfig
 from vlp.models.init import initialise
 from vlp.models.vocabulary import needs_writing, tokenizer_source, write_tokenizer
-from vlp.reporting import Costs, Reporter
+from vlp.reporting import Costs
 from vlp.settings import Config
 
 
@@ -76,35 +74,11 @@ def model(config: Config, tokenizer: CaptionTokenizer, world: World) -> DualEnco
     return model.to(world.device)
 
 
-def distribute(model: DualEncoder, config: Config, world: World) -> nn.Module:
-    """What training calls instead of the model: its copies, or itself in shards."""
-    if config.train.parallel == "fsdp" and world.size > 1:
-        return parallel.shard(model, world)
-    return parallel.replicate(model, world)
-
-
-def autocast(config: Config, world: World) -> torch.autocast:
-    """The precision of the towers."""
-    device, precision = world.device.type, config.train.precision
-    if precision == "auto":
-        half = device == "cuda" and torch.cuda.is_bf16_supported()
-    else:
-        half = precision == "bf16"
-    return torch.autocast(device, torch.bfloat16, enabled=half)
-
-
 def costs(config: Config, world: World) -> Costs:
     """For the shares of the device's work and memory that are reported."""
     flops = partial(step_flops, config.model)
     context = config.model.text.context_length
     return Costs(context, flops, peak_flops(world.device), world.device)
-
-
-def reporter(config: Config, step: int, steps: int) -> Reporter:
-    """What rank 0 tells, from `step` of `steps` on."""
-    config.folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, config.folder / "config.yaml")
-    return Reporter(config.folder, config.report, to_dict(config), step, steps)
 
 
 def blank_batch(count: int, model: ModelConfig) -> Batch:

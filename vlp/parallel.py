@@ -5,7 +5,7 @@ Parameters, gradients and optimiser are fp32 in both; the towers compute under a
 communication. For towers of BiomedCLIP's size copies are faster; shards are for larger ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,11 +24,10 @@ Parallel = Literal["ddp", "fsdp"]
 
 
 class Norms(NamedTuple):
-    """L2 norms of the gradient before clipping: of all parameters and of each tower."""
+    """L2 norms of the gradient before clipping: of all parameters, and of parts by name."""
 
     total: Tensor
-    image: Tensor
-    text: Tensor
+    parts: dict[str, Tensor]
 
 
 def shard(model: nn.Module, world: World) -> nn.Module:
@@ -72,6 +71,16 @@ def settle(model: DistributedDataParallel, one_pass: Callable[[], None]) -> None
         buffer.copy_(before)
 
 
+def autocast(precision: str, world: World) -> torch.autocast:
+    """The precision of the model's products."""
+    device = world.device.type
+    if precision == "auto":
+        half = device == "cuda" and torch.cuda.is_bf16_supported()
+    else:
+        half = precision == "bf16"
+    return torch.autocast(device, torch.bfloat16, enabled=half)
+
+
 def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
@@ -86,8 +95,14 @@ def reduce_whole(model: nn.Module) -> None:
             parameter.grad /= distributed.size()
 
 
-def clip_gradients(model: nn.Module, bound: float) -> Norms:
-    """Scale the gradients to a global norm of at most `bound` (0: leave them); returns norms."""
+def clip_gradients(model: nn.Module, bound: float, parts: Mapping[str, str]) -> Norms:
+    """Scale the gradients to a global norm of at most `bound` (0: leave them); returns norms.
+
+    Args:
+        model: its parameters have gradients.
+        bound: of the norm.
+        parts: name -> prefix of the parameters whose norm is wanted, too.
+    """
     gradients = {
         name: parameter.grad
         for name, parameter in model.named_parameters()
@@ -95,10 +110,10 @@ def clip_gradients(model: nn.Module, bound: float) -> Norms:
     }
     norms = Norms(
         _norm(gradients.values()),
-        *(
-            _norm(value for name, value in gradients.items() if name.startswith(tower))
-            for tower in ("visual.", "text.")
-        ),
+        {
+            part: _norm(value for name, value in gradients.items() if name.startswith(prefix))
+            for part, prefix in parts.items()
+        },
     )
     if bound > 0:
         for sharded in (True, False):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor
 from vlp import distributed
 from vlp.config import UserError, write_text
 from vlp.curves import read_metrics
-from vlp.data.loader import Batch, Broken
+from vlp.data.loader import Broken
+from vlp.data.text import PackedText
 
 INIT_TIMEOUT, FINISH_TIMEOUT = 60.0, 300.0
 """Seconds that Weights & Biases may take to answer at the start, and to be sent what is left."""
@@ -185,6 +186,17 @@ class Costs:
     device: torch.device
 
 
+class Countable(Protocol):
+    """What a batch tells of itself."""
+
+    @property
+    def keys(self) -> list[str]: ...
+    @property
+    def broken(self) -> list[Broken]: ...
+    @property
+    def text(self) -> PackedText: ...
+
+
 class Window:
     """What happened since the last report, without reading the device."""
 
@@ -203,7 +215,7 @@ class Window:
         self.keys: list[list[str]] = []
         self.lengths: list[Tensor] = []
 
-    def add(self, step: int, batch: Batch, loss: Tensor) -> None:
+    def add(self, step: int, batch: Countable, loss: Tensor) -> None:
         """Count a step. The batch is the loader's, on the CPU: reading it waits for nothing."""
         self.last = step
         self.seen += len(batch.keys)

@@ -27,7 +27,7 @@ def at_step(step: int, action: Any, rank: int) -> None:
     """Do something on one rank in the forward pass after so many steps."""
     from vlp.trainer import Trainer
 
-    forward = Trainer._gradients
+    forward = Trainer.gradients
 
     def faulty(self: Trainer, batch: Any) -> Any:
         self.watchdog.at(self.step, "forward")
@@ -35,7 +35,7 @@ def at_step(step: int, action: Any, rank: int) -> None:
             action()
         return forward(self, batch)
 
-    Trainer._gradients = faulty
+    Trainer.gradients = faulty
 
 
 def hang_for_ever() -> None:
