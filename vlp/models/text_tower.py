@@ -180,13 +180,23 @@ class PackedBert(nn.Module):
         self.apply(_initialise)
 
     def forward(self, text: PackedText) -> Tensor:
-        """B packed captions -> [B, width]."""
+        """B packed captions -> [B, width], the last layer's [CLS] rows."""
+        x, layout, last = self._until_last(text)
+        return call(last, self.grad_checkpointing, x, layout, True)
+
+    def states(self, text: PackedText) -> Tensor:
+        """B packed captions -> [T, width], the last layer's rows of all tokens."""
+        x, layout, last = self._until_last(text)
+        return call(last, self.grad_checkpointing, x, layout)
+
+    def _until_last(self, text: PackedText) -> tuple[Tensor, Layout, nn.Module]:
+        """Rows before the last layer, where the sequences lie, and that layer."""
         x = self.embeddings(text.input_ids, positions(text))
         layout = plan(text.cu_seqlens, text.max_length, compute_dtype(x))
         *layers, last = self.encoder["layer"].children()
         for layer in layers:
             x = call(layer, self.grad_checkpointing, x, layout)
-        return call(last, self.grad_checkpointing, x, layout, True)
+        return x, layout, last
 
 
 def positions(text: PackedText) -> Tensor:
