@@ -4,6 +4,8 @@ The vocabulary's logits are made of masked tokens alone, a tile at a time, and m
 backward: of 30,522 entries they would be larger than all else that a batch takes.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,6 +51,11 @@ class MaskedLM(nn.Module):
         self.bert = PackedBert(config, pad_id)
         self.cls = nn.ModuleDict({"predictions": Predictions(config)})
 
+    @property
+    def predictions(self) -> Predictions:
+        """The head."""
+        return cast(Predictions, self.cls["predictions"])
+
     def forward(self, text: PackedText, places: Tensor, targets: Tensor) -> Tensor:
         """The summed cross-entropy of the tokens that belong at some places.
 
@@ -71,7 +78,7 @@ class MaskedLM(nn.Module):
 
     def logits(self, rows: Tensor) -> Tensor:
         """States [M, width] -> [M, vocabulary], fp32."""
-        head = self.cls["predictions"]
+        head = self.predictions
         words = self.bert.embeddings.word_embeddings.weight
         return F.linear(head.transform(rows), words, head.bias).float()
 
