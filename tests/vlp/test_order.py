@@ -53,6 +53,15 @@ def test_passes_of_a_weighted_source_are_whole(order: Order) -> None:
     assert {everything[index, sample] for sample in range(source.size)} == {source.share}
 
 
+@given(mixtures, st.integers(0, 300))
+def test_what_a_prefix_takes_is_known_without_it(order: Order, count: int) -> None:
+    """`taken` counts the stream's samples, `of_source` names them in their order."""
+    found = stream(order, 0, count)
+    for index, taken in enumerate(order.taken(count)):
+        want = [sample for source, sample in found if source == index]
+        assert order.of_source(index, range(taken)).tolist() == want
+
+
 @given(mixtures, st.integers(1, 40))
 def test_sources_are_spread_evenly(order: Order, batch: int) -> None:
     """Any prefix holds each source's share, to within one sample per source before it."""

@@ -93,6 +93,22 @@ class Order:
             sample[mine] = self._within(index, member, rank[mine])
         return source, sample
 
+    def taken(self, count: int) -> list[int]:
+        """How many samples of each source stand at the first `count` positions of the stream."""
+        epochs, place = divmod(count, self.epoch_size)
+        total, found = self.epoch_size, []
+        for member in self.sources.values():
+            before = place * member.share // total
+            found.append(epochs * member.share + before)
+            place -= before
+            total -= member.share
+        return found
+
+    def of_source(self, index: int, ranks: Sequence[int] | Positions) -> Positions:
+        """[N] places in the endless stream of source `index` alone -> [N] its samples."""
+        source = list(self.sources.values())[index]
+        return self._within(index, source, np.asarray(ranks, dtype=np.int64))
+
     def _interleave(self, positions: Positions) -> tuple[Positions, Positions]:
         """[N] positions -> ([N] source, [N] rank in that source's own endless stream).
 

@@ -87,6 +87,9 @@ class SplitConfig:
 
 SPLITS = ("train", "val", "test")
 
+UNUSED = "unused"
+"""Split of training documents that a corpus' `share` leaves out."""
+
 _NAMES = {"dev": "val", "valid": "val", "validation": "val", "devel": "val"}
 
 
@@ -108,3 +111,13 @@ def split_of(document: Document, config: SplitConfig) -> str:
     if u < config.test_fraction:
         return "test"
     return "val" if u < config.test_fraction + config.val_fraction else "train"
+
+
+def with_share(split: str, document: Document, share: float, seed: int) -> str:
+    """The split again, or UNUSED for training documents beyond a share of them.
+
+    By the hash of the group: what is held out stays the same, and of two shares the larger one
+    holds the smaller.
+    """
+    name = f"share:{document.group or document.id}"
+    return UNUSED if split == "train" and hash_fraction(seed, name) >= share else split

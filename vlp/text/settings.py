@@ -23,6 +23,14 @@ class TextSource(CorpusConfig):
 
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     """The passes it goes through."""
+    share: float = 1.0
+    """Share of its training documents that are used, by hash: for curves over the size of a corpus.
+    What is held out stays the same."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: set it above 0 and at most to 1, got {self.share}")
 
 
 @dataclass(frozen=True, kw_only=True)

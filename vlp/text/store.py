@@ -24,13 +24,25 @@ from numpy.typing import NDArray
 from vlp.config import UserError, write_text
 from vlp.text.cleaning import CleaningConfig, clean_document, with_enough_words
 from vlp.text.corpora import CorpusConfig, corpus_files, read_documents
-from vlp.text.documents import SPLITS, Document, Section, SplitConfig, Tally, split_of
+from vlp.text.documents import (
+    SPLITS,
+    UNUSED,
+    Document,
+    Section,
+    SplitConfig,
+    Tally,
+    split_of,
+    with_share,
+)
 from vlp.text.duplicates import Duplicates
 
 VERSION = 1
 """Another number makes every corpus anew: for changes of what cleaning does."""
 
 Report = Callable[[str], None]
+
+_CODES = (*SPLITS, UNUSED)
+"""Splits by the number that index.npz has for them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class TextStore:
 
     def numbers(self, split: str) -> NDArray[np.int64]:
         """The numbers of the split's documents, ascending."""
-        return np.flatnonzero(self._splits == SPLITS.index(split))
+        return np.flatnonzero(self._splits == _CODES.index(split))
 
     def documents(self, numbers: Sequence[int] | NDArray[np.int64]) -> Iterator[Document]:
         """The documents of these numbers, in this order."""
@@ -77,6 +89,7 @@ def prepare(
     split: SplitConfig,
     cache: Path,
     report: Report = lambda line: None,
+    share: float = 1.0,
 ) -> TextStore:
     """The cleaned corpus from the cache, or made now.
 
@@ -86,6 +99,8 @@ def prepare(
         split: what is held out.
         cache: folder for all corpora.
         report: gets a line on what was read and dropped.
+        share: of the training documents that are used; the others are in no split. Cleaning sees
+            all of them, so what is held out does not depend on it.
 
     Raises:
         UserError: the corpus can't be read, or nothing of it is left.
@@ -95,12 +110,12 @@ def prepare(
     settings = {"corpus": asdict(corpus), "cleaning": asdict(cleaning), "split": asdict(split)}
     del settings["corpus"]["path"]  # the files' names and bytes count, not where they lie
     del settings["corpus"]["max_bad"]
-    key = digest_of(VERSION, settings, contents)
+    key = digest_of(VERSION, settings, contents, share)
     folder = cache / f"text-{key[:16]}"
     if not (folder / "meta.json").is_file():
         start = time.monotonic()
         with finished_folder(folder) as unfinished:
-            meta = _build(corpus, cleaning, split, unfinished)
+            meta = _build(corpus, cleaning, split, share, unfinished)
             write_text(
                 unfinished / "meta.json",
                 json.dumps({"key": key, **settings, "path": corpus.path, **meta}, indent=2),
@@ -120,7 +135,11 @@ def describe(meta: dict[str, Any]) -> str:
 
 
 def _build(
-    corpus: CorpusConfig, cleaning: CleaningConfig, split: SplitConfig, folder: Path
+    corpus: CorpusConfig,
+    cleaning: CleaningConfig,
+    split: SplitConfig,
+    share: float,
+    folder: Path,
 ) -> dict[str, Any]:
     tally, dropped = Tally(corpus.max_bad), Counter[str]()
     spool = folder / "spool.jsonl"
@@ -134,7 +153,8 @@ def _build(
             cleaned = clean_document(document, cleaning, dropped)
             if cleaned is None:
                 continue
-            document = cleaned._replace(split=split_of(cleaned, split))
+            part = with_share(split_of(cleaned, split), cleaned, share, split.seed)
+            document = cleaned._replace(split=part)
             offsets.append(offsets[-1] + stream.write(_to_json(document)))
             lines = list(_paragraphs(document))
             paragraphs.append(len(lines))
@@ -204,7 +224,7 @@ def _write(
             if rest is None:
                 continue
             offsets.append(offsets[-1] + target.write(_to_json(rest)))
-            splits.append(SPLITS.index(rest.split))
+            splits.append(_CODES.index(rest.split))
             group = hashlib.sha256((rest.group or rest.id).encode()).digest()
             groups.append(int.from_bytes(group[:8], "big"))
             counts["documents"][rest.split] += 1
