@@ -102,7 +102,7 @@ class TextConfig:
 
 
 class Embeddings(nn.Module):
-    """Word, position and (constant) segment embeddings."""
+    """Word, position and segment embeddings."""
 
     def __init__(self, config: TextConfig, pad_id: int) -> None:
         super().__init__()
@@ -111,9 +111,13 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(2, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """int64 [T], int64 [T] -> [T, width]."""
-        embedded = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, segments: Tensor | None = None
+    ) -> Tensor:
+        """int64 [T], int64 [T], int64 [T] of 0 and 1 (None: all 0) -> [T, width]."""
+        kinds = self.token_type_embeddings
+        segment = kinds.weight[0] if segments is None else kinds(segments)
+        embedded = self.word_embeddings(input_ids) + segment
         return self.LayerNorm(embedded + self.position_embeddings(positions))
 
 
@@ -179,9 +183,14 @@ class PackedBert(nn.Module):
         )
         self.apply(_initialise)
 
-    def forward(self, text: PackedText) -> Tensor:
-        """B packed captions -> [B, width], the last layer's [CLS] rows."""
-        x, layout, last = self._until_last(text)
+    def forward(self, text: PackedText, segments: Tensor | None = None) -> Tensor:
+        """B packed captions -> [B, width], the last layer's [CLS] rows.
+
+        Args:
+            text: the captions.
+            segments: int64 [T], BERT's segment ids; None: all 0.
+        """
+        x, layout, last = self._until_last(text, segments)
         return call(last, self.grad_checkpointing, x, layout, True)
 
     def states(self, text: PackedText) -> Tensor:
@@ -189,9 +198,11 @@ class PackedBert(nn.Module):
         x, layout, last = self._until_last(text)
         return call(last, self.grad_checkpointing, x, layout)
 
-    def _until_last(self, text: PackedText) -> tuple[Tensor, Layout, nn.Module]:
+    def _until_last(
+        self, text: PackedText, segments: Tensor | None = None
+    ) -> tuple[Tensor, Layout, nn.Module]:
         """Rows before the last layer, where the sequences lie, and that layer."""
-        x = self.embeddings(text.input_ids, positions(text))
+        x = self.embeddings(text.input_ids, positions(text), segments)
         layout = plan(text.cu_seqlens, text.max_length, compute_dtype(x))
         *layers, last = self.encoder["layer"].children()
         for layer in layers:

@@ -81,12 +81,16 @@ class SectionsConfig:
     """Size of the projection."""
     temperature: float = 0.1
     """Divides the cosine similarities."""
+    documents: int = 1000
+    """Held-out documents, at most, among which `val/sections_recall@1` looks for the mate."""
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.temperature <= 0:
             raise ValueError("objectives.sections: weight must be >= 0, temperature > 0")
         if self.weight and (not self.corpus or self.pairs < 2 or self.width < 1):
             raise ValueError("objectives.sections needs a corpus, two or more pairs, and a width")
+        if self.documents < 0:
+            raise ValueError("objectives.sections.documents must be >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,8 @@ class GraphConfig:
     batch: int = 64
     """Triples per step over all processes."""
     negatives: int = 64
-    """Corrupted triples for each, half of them with another head, half with another tail."""
+    """Corrupted triples for each, half of them with another head, half with another tail: as many
+    concepts are encoded per step besides those of the triples."""
     shuffled: bool = False
     """A control: tails are permuted once, so that the graph says nothing."""
 
@@ -117,16 +122,21 @@ class ObjectivesConfig:
     """What is learnt besides masked tokens."""
 
     next_sentence: float = 0.0
-    """Factor on BERT's next-sentence loss (Devlin et al. 2019); 0: not used. Half of the sequences
-    are two passages that follow each other, half are not."""
+    """Factor on BERT's next-sentence loss (Devlin et al. 2019); 0: not used. Two passages of the
+    mixture follow each other in half of the pairs; the other half are of two documents."""
+    next_sentence_pairs: int = 64
+    """Such pairs per step over all processes, each as long as `model.length` allows. They stand
+    beside the batch's rows; `train.batch_size` of them are what the original has."""
     sections: SectionsConfig = field(default_factory=SectionsConfig)
     """Matching sections of a document."""
     graph: GraphConfig = field(default_factory=GraphConfig)
     """Predicting links of a graph."""
 
     def __post_init__(self) -> None:
-        if self.next_sentence < 0:
-            raise ValueError("objectives.next_sentence must be >= 0")
+        if self.next_sentence < 0 or self.next_sentence_pairs < 1:
+            raise ValueError(
+                "objectives.next_sentence must be >= 0, objectives.next_sentence_pairs >= 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
