@@ -3,6 +3,34 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from omegaconf import MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountConfig:
+    """A counting question about every image, with ranges of numbers to choose from."""
+
+    column: str = MISSING
+    """The column of the number, or of a mapping of things to numbers."""
+    key: str = ""
+    """In a mapping: the thing; where an image's mapping doesn't name it, there are 0."""
+    question: str = MISSING
+    """What is asked: "How many platelets are in this blood smear?\""""
+    ranges: list[int] = field(default_factory=list)
+    """The least number of each range, ascending: [0, 1, 3] lets choose among "0", "1 to 2" and
+    "3 or more". An image with fewer than the first is left out, and counted."""
+    statements: list[str] = field(default_factory=list)
+    """One sentence per range, as a caption would say it; without them `statement` is filled."""
+
+    def __post_init__(self) -> None:
+        ranges, sentences = list(self.ranges), len(self.statements)
+        if len(ranges) < 2 or ranges != sorted(set(ranges)) or ranges[0] < 0:
+            raise ValueError(f"vqa.counts: ranges={ranges}: write two numbers or more, ascending")
+        if sentences not in (0, len(ranges)):
+            raise ValueError(
+                f"vqa.counts: {sentences} statements for {len(ranges)} ranges; write one for each"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VqaConfig:
@@ -22,6 +50,8 @@ class VqaConfig:
     nested: str = ""
     """The column that maps question types to {question, options, answer} or null, as u-Bench's
     `captions` and `questions` do: each entry becomes an item."""
+    counts: dict[str, CountConfig] = field(default_factory=dict)
+    """Questions made of a table's numbers: question type -> how many of what."""
     groups: list[str] = field(default_factory=list)
     """Further columns by which scores are broken down, such as [dataset]."""
     prompt: str = (
@@ -32,6 +62,10 @@ class VqaConfig:
     """What it is asked where the options are yes and no."""
     open_prompt: str = "Question: {question}\nAnswer in a few words."
     """What it is asked where there are no options."""
+
+    def __post_init__(self) -> None:
+        if self.counts and self.nested:
+            raise ValueError("vqa.counts makes the questions, and so does vqa.nested: write one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +141,9 @@ class VqaTrainConfig:
     memory: float = 8.0
     """GB up to which the patches of frozen towers are kept; beyond, they are computed every time.
     """
+    head: str = ""
+    """A folder of a trained head, heads/TASK below `out`: score with it, train nothing. The other
+    keys of vqa_train are then those that it was trained with."""
 
     def __post_init__(self) -> None:
         for key in ("layers", "width", "heads", "epochs", "batch_size", "least", "seeds"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from eval.config import TaskConfig
+from eval.counting import check_counts, counting_questions
 from eval.readers import Dataset
 from eval.tables import Row, columns, text, texts
 from eval.tasks import Item, check_columns, keep
@@ -72,6 +73,7 @@ def select_items(where: str, task: TaskConfig, dataset: Dataset) -> list[Item]:
         for row in _rows(where, task, sample.image, sample.rows)
     ]
     needed = {task.question: "question", task.answer: "answer"}
+    check_counts(where, task, dataset)
     needed |= dict.fromkeys(task.vqa.groups, "vqa.groups")
     exist = [column for column in columns(item.row for item in items) if column != ID]
     check_columns(where, task, exist, needed)
@@ -185,10 +187,10 @@ def _rows(where: str, task: TaskConfig, image: str, rows: list[Row]) -> Iterator
     for number, row in enumerate(rows, 1):
         name = text(row.get(task.vqa.id)) if task.vqa.id else ""
         named = {**row, ID: name or f"{image}#{number}"}
-        if not task.vqa.nested:
+        if not task.vqa.nested and not task.vqa.counts:
             yield named
             continue
-        nested: Any = row.get(task.vqa.nested)
+        nested: Any = counting_questions(task, row) if task.vqa.counts else row.get(task.vqa.nested)
         if not isinstance(nested, dict):
             raise UserError(
                 f"{where}.vqa.nested: column '{task.vqa.nested}' of '{image}' is not a mapping of "
