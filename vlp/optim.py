@@ -37,7 +37,7 @@ class OptimizerConfig:
     """Factor on the learning rate from each layer of the image tower to the one before it (Clark et
     al. 2020, ELECTRA); the projection has the full rate. 1: all layers alike."""
     text_layer_decay: float = 1.0
-    """The same for the text tower."""
+    """The same for the text tower, and for a text encoder alone, whose heads have the full rate."""
     clip_norm: float = 1.0
     """Bound on the global norm of the gradient; 0 turns clipping off."""
 
@@ -68,15 +68,17 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     from the model's architecture and the settings alone, since a saved optimiser is read back by
     it. A group's rate is the schedule's times its `lr_scale`.
     """
-    decays = {"visual": config.image_layer_decay, "text": config.text_layer_decay}
-    # Only a model with towers (vlp.models.dual_encoder) can say how deep a parameter lies.
-    layered: Any = model if min(decays.values()) < 1 else None
-    depths = layered.depths() if layered else {}
+    # Only models with layers (vlp.models.dual_encoder, vlp.text.trainer) say how deep they are.
+    layered: Any = model
+    decayed = min(config.image_layer_decay, config.text_layer_decay) < 1
+    depths: dict[str, tuple[int, int]] = layered.depths() if decayed else {}
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             depth, last = depths.get(name, (0, 0))
-            scale = decays.get(name.partition(".")[0], 1.0) ** (last - depth)
+            of_image = name.startswith("visual.")
+            decay = config.image_layer_decay if of_image else config.text_layer_decay
+            scale = decay ** (last - depth)
             # Norms, biases, LayerScale and the temperature have fewer than two dimensions.
             # The fused kernel takes no list of both sharded and whole parameters.
             key = (scale, parameter.ndim >= 2, isinstance(parameter, DTensor))

@@ -212,9 +212,11 @@ def fetch(source: str) -> Path | None:
                 f"{source}: a checkpoint, which its own run resumes from; the weights to start "
                 f"another run from are in {folder.parent.parent / 'model'}"
             )
-        # A run's folder stands for the model in it.
+        # A run's folder stands for the model in it: a dual encoder, or a text encoder alone.
         within = folder / "model"
-        return within if (within / CONFIG).is_file() else folder if folder.is_dir() else None
+        if any((within / name).is_file() for name in (CONFIG, "config.json")):
+            return within
+        return folder if folder.is_dir() else None
     wanted = ["*.json", "vocab.txt", "*.safetensors", "*.bin"]
     try:
         return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=wanted))
@@ -223,8 +225,10 @@ def fetch(source: str) -> Path | None:
         raise UserError(f"{source}: can't be fetched: {reason}") from None
 
 
-def fetch_bert(source: str) -> Path:
+def fetch_bert(source: str, key: str = "model.text.init") -> Path:
     """The folder of a BERT in Hugging Face's format: a folder, ORG/NAME or `hf-hub:ORG/NAME`.
+
+    `key` is the setting that names it, for errors.
 
     Raises:
         UserError: no such folder, or the hub doesn't have it or can't be reached.
@@ -233,7 +237,7 @@ def fetch_bert(source: str) -> Path:
     if folder is None and source.count("/") == 1 and not source.startswith((".", "/", "~")):
         folder = fetch(HUB + source)
     if folder is None:
-        raise UserError(f"model.text.init={source}: no such folder; a hub's is ORG/NAME")
+        raise UserError(f"{key}={source}: no such folder; a hub's is ORG/NAME")
     return folder
 
 
