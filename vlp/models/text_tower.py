@@ -181,7 +181,7 @@ class PackedBert(nn.Module):
         self.encoder = nn.ModuleDict(
             {"layer": nn.ModuleList(Layer(config) for _ in range(config.layers))}
         )
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, text: PackedText, segments: Tensor | None = None) -> Tensor:
         """B packed captions -> [B, width], the last layer's [CLS] rows.
@@ -269,7 +269,7 @@ class TextTower(nn.Module):
         }
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """BERT's initialisation: normal with deviation 0.02, biases zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

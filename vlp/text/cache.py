@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -217,10 +217,11 @@ def pack(ids: NDArray[Any], spans: Spans, length: int, ends: tuple[int, int]) ->
         ends: ids of [CLS] and [SEP].
     """
     rows = [ids[start : min(end, start + length - 2)] for start, end in spans.tolist()]
-    return _packed(rows, length, ends)
+    return pack_rows(rows, length, ends)
 
 
-def _packed(rows: Sequence[NDArray[Any]], length: int, ends: tuple[int, int]) -> PackedText:
+def pack_rows(rows: Sequence[NDArray[Any]], length: int, ends: tuple[int, int]) -> PackedText:
+    """Rows of ids, each of at most `length` - 2, between `ends`, the ids of [CLS] and [SEP]."""
     starts = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum([len(row) + 2 for row in rows], out=starts[1:])
     packed = np.empty(starts[-1], dtype=np.int64)
@@ -228,6 +229,12 @@ def _packed(rows: Sequence[NDArray[Any]], length: int, ends: tuple[int, int]) ->
     for row, start in zip(rows, starts[:-1].tolist(), strict=True):
         packed[start + 1 : start + 1 + len(row)] = row
     return PackedText(torch.from_numpy(packed), torch.from_numpy(starts), length)
+
+
+def ends_of(tokenizer: CaptionTokenizer) -> tuple[int, int]:
+    """The ids of [CLS] and [SEP]."""
+    tokens = tokenizer.tokenizer.get_vocab()
+    return tokens["[CLS]"], tokens["[SEP]"]
 
 
 def row_starts(spans: Spans, length: int) -> NDArray[np.int64]:
@@ -238,6 +245,20 @@ def row_starts(spans: Spans, length: int) -> NDArray[np.int64]:
         before = ends[starts[-1] - 1] if starts[-1] else 0
         starts.append(int(np.searchsorted(ends, before + length, side="right")))
     return np.array(starts, dtype=np.int64)
+
+
+class Rows(NamedTuple):
+    """R rows of packed sequences, side by side.
+
+    Attributes:
+        text: all their sequences.
+        starts: [R + 1], the number of the sequence that each row begins with.
+        names: [R], "corpus/row".
+    """
+
+    text: PackedText
+    starts: list[int]
+    names: list[str]
 
 
 class PackedCorpora:
@@ -266,23 +287,29 @@ class PackedCorpora:
         self.length = tokenizer.context_length
         if self.length < 3:
             raise UserError(f"length={self.length}: with [CLS] and [SEP] set 3 or more")
-        tokens_of = tokenizer.tokenizer.get_vocab()
-        self.ends = tokens_of["[CLS]"], tokens_of["[SEP]"]
+        self.ends = ends_of(tokenizer)
         self.ids = [store.ids for store in tokens.values()]
         self.spans = [store.sequences(self.length) for store in tokens.values()]
         self.rows = [row_starts(spans, self.length) for spans in self.spans]
         units = {name: len(rows) - 1 for name, rows in zip(tokens, self.rows, strict=True)}
         self.sampler = Sampler.open(mixture, units, sizes, batch)
 
-    def batch(self, positions: Sequence[int] | Positions) -> PackedText:
+    def read(self, positions: Sequence[int] | Positions) -> Rows:
         """The rows at these positions of the stream; nothing is carried from call to call."""
         found: list[NDArray[Any]] = []
+        starts, names = [0], []
         corpora, rows = self.sampler.samples(positions)
         for corpus, row in zip(corpora.tolist(), rows.tolist(), strict=True):
             first, last = self.rows[corpus][row : row + 2].tolist()
             ids = self.ids[corpus]
             found += [ids[start:end] for start, end in self.spans[corpus][first:last].tolist()]
-        return _packed(found, self.length, self.ends)
+            starts.append(len(found))
+            names.append(f"{self.sampler.names[corpus]}/{row}")
+        return Rows(pack_rows(found, self.length, self.ends), starts, names)
+
+    def batch(self, positions: Sequence[int] | Positions) -> PackedText:
+        """The same without where the rows begin."""
+        return self.read(positions).text
 
 
 def unigram_bits_per_character(train: TokenStore, held_out: TokenStore) -> float:
