@@ -129,8 +129,8 @@ class Engine(ABC, Generic[C, B]):
         """A batch of the next step's size, of which nothing is learnt."""
 
     @abstractmethod
-    def export(self, weights: dict[str, Tensor]) -> None:
-        """Write the model for those who use it, on rank 0."""
+    def export(self, weights: dict[str, Tensor], step: int) -> None:
+        """Write the model as it is after `step` steps for those who use it, on rank 0."""
 
     @abstractmethod
     def evaluate(self) -> None:
@@ -139,6 +139,9 @@ class Engine(ABC, Generic[C, B]):
     @abstractmethod
     def facts(self) -> list[str]:
         """What the first line says of this run."""
+
+    def begin(self) -> None:
+        """What comes before the first step of a run, on all ranks."""
 
     def metrics(self) -> dict[str, float]:
         """More numbers for a row of metrics; they may be read from the device."""
@@ -200,6 +203,8 @@ class Engine(ABC, Generic[C, B]):
                 self._announce()
                 if isinstance(self.parallel, DistributedDataParallel):
                     parallel.settle(self.parallel, self._pass)
+                if self.step == 0:
+                    self.begin()
                 stop = self._run(interrupt)
                 self._finish(stop)
         except RuntimeError as error:
@@ -363,7 +368,7 @@ class Engine(ABC, Generic[C, B]):
         facts = {"identity": self.identity(), "broken": self.window.broken_total}
         with self.averaged():
             weights = parallel.whole_weights(self.model)
-        write: Callable[[], None] = partial(self.export, weights)
+        write: Callable[[], None] = partial(self.export, weights, self.step)
         self.checkpoints.save(self.step, self._tensors(), facts, export=write)
         self.window.restart(self.step)
 

@@ -55,7 +55,7 @@ def cached_step(
     of_images, of_texts = (torch.split(_gradient(x), sizes) for x in (whole.image, whole.text))
     for place, chunk in enumerate(batch_chunks):
         last = place == len(batch_chunks) - 1
-        with _reduction(model, last):
+        with reduction(model, last):
             _set_random_state(draws[place])
             features = forward(chunk)
             gradients = [of_images[place], of_texts[place]]
@@ -100,7 +100,7 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 @contextmanager
-def _reduction(model: nn.Module, last: bool) -> Iterator[None]:
+def reduction(model: nn.Module, last: bool) -> Iterator[None]:
     """Gradients go to the other ranks with the last chunk; before, they add up on their rank."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)

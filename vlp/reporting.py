@@ -268,9 +268,11 @@ def _shares(costs: Costs, lengths: Tensor, seconds: float) -> dict[str, float]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop the rows after `step` steps: a resumed run takes those steps again."""
+    """Drop the rows after `step` steps: a resumed run takes those steps again. A run that begins
+    drops all, since it may report before its first step, too."""
     if path.is_file():
-        kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
+        rows = read_metrics(path) if step else []
+        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
         write_text(path, "".join(kept))
 
 
@@ -288,6 +290,8 @@ def _phrases(metrics: Mapping[str, float]) -> Iterator[str]:
     for key, value in metrics.items():
         if key.startswith("val/") and key.endswith("@1"):
             yield f"{key} {value:.1%}"
+        if key.startswith("val/bits_per_character/"):
+            yield f"{key.removeprefix('val/')} {value:.3f}"
 
 
 def _wandb_run(

@@ -158,6 +158,6 @@ class Trainer(Engine[Config, Batch]):
 
     # -- save -----------------------------------------------------------------------------------
 
-    def export(self, weights: dict[str, Tensor]) -> None:
+    def export(self, weights: dict[str, Tensor], step: int) -> None:
         """See Engine."""
         save_pretrained(self.config.folder / "model", weights, self.config.model, self.tokenizer)

@@ -1,13 +1,25 @@
 """Batches on their way to the device."""
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol, Self, TypeVar
 
 import torch
 
-from vlp.data.loader import Batch
+
+class Movable(Protocol):
+    """A batch of any kind."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device, without waiting for the copies of pinned memory."""
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Whatever is on the device."""
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+B = TypeVar("B", bound=Movable)
+
+
+def on_device(batches: Iterable[B], device: torch.device) -> Iterator[B]:
     """The same batches on `device`; on a CPU they are passed on as they are.
 
     CUDA copies run on a stream of their own: while the device computes a step, the CPU is already

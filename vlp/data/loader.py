@@ -346,7 +346,7 @@ class RankPositions(Sampler[list[int]]):
 
 
 def batches(
-    samples: TrainSamples | EvaluationSamples,
+    samples: Dataset[Any],
     positions: Sampler[list[int]] | Sequence[list[int]],
     config: DataConfig,
     pin_memory: bool = False,

@@ -27,14 +27,14 @@ def tokenizer_source(config: ModelConfig) -> str:
     """
     text = config.text
     if text.tokenizer:
-        return _with_vocabulary(Path(text.tokenizer)) or text.tokenizer
+        return vocabulary_of(Path(text.tokenizer)) or text.tokenizer
     if text.init:
         folder: Path | None = fetch_bert(text.init)
     else:
         folder = fetch(config.init) if config.init else None
     if folder is None:
         return CLIP if config.init else ""  # open_clip's named models read CLIP's tokens
-    found = _with_vocabulary(folder)
+    found = vocabulary_of(folder)
     if not found:
         raise UserError(
             f"{folder}: has neither tokenizer.json nor {VOCABULARY}; set model.text.tokenizer"
@@ -99,7 +99,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     return {token.rstrip("\r"): place for place, token in enumerate(tokens)}
 
 
-def _with_vocabulary(path: Path) -> str:
+def vocabulary_of(path: Path) -> str:
     """The path itself if it holds or is tokenizer.json, its vocab.txt, or nothing."""
     if (path / "tokenizer.json").is_file():
         return str(path)

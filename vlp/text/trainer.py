@@ -1,0 +1,347 @@
+"""The trainer of masked language models, in running order: data, model, step, scores, folder."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vlp import distributed
+from vlp.config import UserError, to_dict
+from vlp.data.device import on_device
+from vlp.data.loader import DataConfig, RankPositions, batches
+from vlp.data.schedule import BatchSchedule
+from vlp.data.text import CaptionTokenizer, PackedText
+from vlp.engine import Engine
+from vlp.flops import peak_flops
+from vlp.grad_cache import reduction
+from vlp.models.text_tower import TextConfig
+from vlp.reporting import Costs, Window
+from vlp.text import compute
+from vlp.text.base import Base, load_base, start
+from vlp.text.batches import TextBatch, TextSamples, split_rows
+from vlp.text.cache import PackedCorpora, unigram_bits_per_character
+from vlp.text.evaluation import Score, bits_per_character
+from vlp.text.export import FACTS, save_encoder, versions
+from vlp.text.lora import add_lora, merged
+from vlp.text.masked_lm import MaskedLM
+from vlp.text.masking import Words
+from vlp.text.mixout import Mixout
+from vlp.text.prepare import open_run
+from vlp.text.settings import EncoderConfig, TextRunConfig
+from vlp.text.store import Report
+
+
+class Losses(NamedTuple):
+    """Of one forward pass.
+
+    Attributes:
+        masked: summed cross-entropy of the masked tokens, in nats.
+        others: this rank's share of each further objective, by its name.
+    """
+
+    masked: Tensor
+    others: dict[str, Tensor]
+
+
+class TextModel(nn.Module):
+    """A masked language model, and the heads of what else it learns."""
+
+    def __init__(self, lm: MaskedLM, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.lm = lm
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(
+        self, text: PackedText, places: Tensor, targets: Tensor, extra: Mapping[str, Any]
+    ) -> Losses:
+        """A TextBatch's fields -> losses; of the objectives, those that something was drawn for."""
+        others = {name: self.heads[name](self.lm.bert, drawn) for name, drawn in extra.items()}
+        return Losses(self.lm(text, places, targets), others)
+
+    def compile_layers(self) -> None:
+        """torch.compile the encoder's layers in place, for any number of tokens."""
+        for layer in self.lm.bert.encoder["layer"].children():
+            layer.compile(dynamic=True)
+
+
+class TextTrainer(Engine[TextRunConfig, TextBatch]):
+    """Trains a masked language model on a mixture of corpora."""
+
+    PARTS: ClassVar = {"embeddings": "lm.bert.embeddings.", "layers": "lm.bert.encoder."}
+    model: TextModel
+
+    def __init__(self, config: TextRunConfig, report: Report = lambda line: None) -> None:
+        """Prepare corpora and build everything; nothing is trained yet.
+
+        Args:
+            config: the settings.
+            report: gets lines on what is prepared; called on rank 0.
+
+        Raises:
+            UserError: corpora, base or checkpoint don't fit the configuration.
+        """
+        world = distributed.start(config.train.device, 2 * config.train.timeout)
+        base = load_base(config.base) if config.init == "continual" else None
+        config = with_architecture(config, base)
+        self.data = open_run(config, world, report if world.is_main else lambda line: None)
+        self.tokenizer, self.base = self.data.tokenizer, base
+        train, batch = config.train, config.train.batch_size
+        sizes = {name: self.data.stores[name].bytes() for name in self.data.trained}
+        tokens = {name: self.data.train[name] for name in self.data.trained}
+        self.corpora = PackedCorpora(tokens, sizes, config.mixture, self.tokenizer, batch)
+        self.encoder = encoder_config(config, base, self.tokenizer)
+        self.costs = compute.costs_of(self.encoder, config.lora)
+        self.spending = compute.RunCosts(self.corpora, self.costs, config.masking.share, batch)
+        schedule = BatchSchedule(batch, {}, batch, 1, run_steps(config, self.spending))
+        self.positions = partial(RankPositions, batch=schedule, rank=world.rank, ranks=world.size)
+        self.positions(0, 0)  # batches that the ranks can't share are refused now
+        words = Words(self.tokenizer.tokenizer)
+        self.samples = TextSamples(self.corpora, config.masking, words, config.seed, batch, {})
+        self.floors = {
+            name: unigram_bits_per_character(self.data.train[name], held_out)
+            for name, held_out in self.data.held_out.items()
+        }
+        self.notes: list[str] = []
+        self.scores: dict[str, Score] = {}
+        self.weights: dict[str, float] = {}
+        self.parts: dict[str, Tensor] = {}
+        model = self._build(config).to(world.device)
+        self.mixout = Mixout(model, train.mixout, config.seed) if train.mixout else None
+        flops = partial(_flops, self.costs, config.masking.share)
+        costs = Costs(config.model.length, flops, peak_flops(world.device), world.device)
+        super().__init__(config, world, model, schedule, Window(0, costs))
+
+    def _build(self, config: TextRunConfig) -> TextModel:
+        """The model with its first weights, the same on every rank."""
+        torch.manual_seed(config.seed)
+        lm = MaskedLM(self.encoder, self.tokenizer.pad_id)
+        if self.base is not None:
+            self.notes = start(lm, self.base, self.tokenizer)
+        if config.lora.rank:
+            add_lora(lm.bert, config.lora)
+        model = TextModel(lm, {})
+        lm.set_grad_checkpointing(config.train.activation_checkpointing)
+        if config.train.compile:
+            model.compile_layers()
+        return model
+
+    # -- data -----------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """See Engine."""
+        config = self.config
+        stages = [[stage.weights, stage.steps] for stage in config.mixture.stages]
+        return {
+            "train.batch_size": config.train.batch_size,
+            "seed": config.seed,
+            "model.length": config.model.length,
+            "mixture": [config.mixture.seed, stages],
+            "masking": dataclasses.asdict(config.masking),
+            "corpora": {name: self.data.stores[name].key for name in self.data.trained},
+            "tokens": {name: self.data.train[name].meta["tokens"] for name in self.data.trained},
+        }
+
+    def batches(self) -> Iterator[tuple[TextBatch, TextBatch]]:
+        """See Engine."""
+        positions = self.positions(self.step, self.schedule.steps)
+        workers = DataConfig(workers=self.config.train.workers)
+        pin = self.world.device.type == "cuda"
+        loaded, moving = itertools.tee(batches(self.samples, positions, workers, pin_memory=pin))
+        # Chunks are cut on the CPU, and travel one by one.
+        moved = moving if self.config.train.micro_batch else on_device(moving, self.world.device)
+        yield from zip(loaded, moved, strict=True)
+
+    # -- step -----------------------------------------------------------------------------------
+
+    def gradients(self, batch: TextBatch) -> Tensor:
+        """See Engine. The mean over the masked tokens of the global batch, however many of them
+        each rank and each chunk has."""
+        micro = self.config.train.micro_batch
+        chunks = split_rows(batch, micro) if 0 < micro < len(batch.keys) else [batch]
+        # DDP and FSDP take the mean over the ranks of what each adds here.
+        share = self.world.size / self._masked_of_all(len(batch.places))
+        masked = torch.zeros((), device=self.world.device)
+        with self._mixed():
+            for chunk in chunks:
+                last = chunk is chunks[-1]
+                with reduction(self.parallel, last):
+                    losses = self._forward(chunk.to(self.world.device))
+                    loss = losses.masked * share
+                    masked += loss.detach()
+                    for name, other in losses.others.items():
+                        loss = loss + self.weights[name] * other
+                    if last:  # here ranks begin to wait for each other
+                        self.watchdog.at(self.step, "backward")
+                    loss.backward()
+        self.parts = {name: value.detach() for name, value in losses.others.items()}
+        total = masked + sum(self.weights[name] * value for name, value in self.parts.items())
+        self.parts["masked"] = masked
+        return total
+
+    def _forward(self, batch: TextBatch) -> Losses:
+        with self.autocast:
+            losses: Losses = self.parallel(batch.text, batch.places, batch.targets, batch.extra)
+            return losses
+
+    def _masked_of_all(self, count: int) -> Tensor:
+        """Masked tokens of the global batch, at least 1, on the device."""
+        # `full`, unlike `tensor`, doesn't wait for the device.
+        total = torch.full((), count, dtype=torch.int64, device=self.world.device)
+        if self.world.size > 1:
+            dist.all_reduce(total)
+        return total.clamp_(min=1)
+
+    def _mixed(self) -> AbstractContextManager[None]:
+        """Within it the model computes with a part of its first weights, if that is wanted."""
+        return self.mixout.applied(self.step) if self.mixout else nullcontext()
+
+    def blank(self) -> TextBatch:
+        """See Engine: the next step's own, so that objectives have what they need."""
+        (positions,) = self.positions(self.step, self.step + 1)
+        return self.samples.__getitems__(positions).to(self.world.device)
+
+    # -- report ---------------------------------------------------------------------------------
+
+    def facts(self) -> list[str]:
+        """See Engine."""
+        rows = sum(len(rows) - 1 for rows in self.corpora.rows)
+        facts = [
+            f"{rows:,} rows of {self.config.model.length} tokens",
+            f"vocabulary of {self.tokenizer.vocab_size:,}",
+            *self.notes,
+        ]
+        return facts if self.data.held_out else [*facts, "no text is held out for evaluation"]
+
+    def metrics(self) -> dict[str, float]:
+        """See Engine."""
+        position, sampler = self.schedule.position(self.step), self.corpora.sampler
+        # The last row that was seen decides the stage.
+        stage = int(np.searchsorted(sampler.starts, position - 1, side="right")) - 1
+        rows = position - sampler.starts[stage]
+        found = {"stage": stage + 1, "epoch": rows / sampler.orders[stage].epoch_size}
+        if self.weights:
+            for name, value in self.parts.items():
+                found[f"train/loss/{name}"] = distributed.mean(value).item()
+        return found
+
+    # -- evaluate -------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """See Engine: what the base can do before it is trained further."""
+        if self.base is not None:
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """See Engine: bits per character of each corpus' held-out text."""
+        self.model.eval()
+        with self.averaged():
+            self.scores = {
+                name: bits_per_character(self._summed, store, self.tokenizer, self.world.device)
+                for name, store in self.data.held_out.items()
+            }
+        self.model.train()
+        found = {}
+        for name, score in self.scores.items():
+            found[f"val/bits_per_character/{name}"] = score.bits_per_character
+            found[f"val/unigram_floor/{name}"] = self.floors[name]
+            found[f"val/nats_per_piece/{name}"] = score.nats_per_piece
+            found[f"val/unknown_pieces/{name}"] = score.unknown
+        if found:
+            self.reporter.log(self.step, found)
+
+    def _summed(self, text: PackedText, places: Tensor, targets: Tensor) -> Tensor:
+        self.watchdog.at(self.step, "evaluate")
+        with self.autocast:
+            # Sharded models compute by way of their outermost module alone.
+            losses: Losses = self.model(text, places, targets, {})
+            return losses.masked
+
+    # -- save -----------------------------------------------------------------------------------
+
+    def export(self, weights: dict[str, Tensor], step: int) -> None:
+        """See Engine."""
+        plain = {
+            name.removeprefix("lm."): value
+            for name, value in weights.items()
+            if name.startswith("lm.")
+        }
+        if self.config.lora.rank:
+            plain = merged(plain, self.config.lora)
+        folder = self.config.folder / "model"
+        save_encoder(folder, plain, self.encoder, self.tokenizer, self.history(step))
+
+    def history(self, step: int) -> dict[str, Any]:
+        """What the weights after `step` steps have behind them: pretraining.json."""
+        spent, before = self.spending.spent(step), base_flops(self.base)
+        return {
+            "steps": step,
+            "tokens": spent.tokens,
+            "masked_tokens": spent.masked,
+            "flops": {"run": spent.flops, "base": before, "all": spent.flops + before},
+            "corpora": {
+                name: {
+                    "trained_on": name in self.data.trained,
+                    **{key: store.meta[key] for key in ("documents", "characters", "words")},
+                    "train_tokens": self.data.train[name].meta["tokens"],
+                }
+                for name, store in self.data.stores.items()
+            },
+            "notes": self.notes,
+            "settings": to_dict(self.config),
+            "versions": versions(),
+        }
+
+
+def with_architecture(config: TextRunConfig, base: Base | None) -> TextRunConfig:
+    """The settings with the base's architecture, where there is one."""
+    if base is None:
+        return config
+    shape = base.encoder(config.model.length, base.config.vocab_size)
+    keys = ("max_positions", "width", "layers", "heads", "mlp_width")
+    model = EncoderConfig(length=config.model.length, **{key: getattr(shape, key) for key in keys})
+    return dataclasses.replace(config, model=model)
+
+
+def encoder_config(
+    config: TextRunConfig, base: Base | None, tokenizer: CaptionTokenizer
+) -> TextConfig:
+    """The encoder's settings, with the size of the vocabulary."""
+    if base is None:
+        return config.model.bert(tokenizer.vocab_size)
+    return base.encoder(config.model.length, tokenizer.vocab_size)
+
+
+def run_steps(config: TextRunConfig, spending: compute.RunCosts) -> int:
+    """Steps of the run: as given; as many as a budget of operations pays for; or all stages but the
+    last, and then `epochs` of the last one."""
+    train = config.train
+    if train.flops:
+        return spending.steps_for(train.flops)
+    if train.steps:
+        return train.steps
+    before = sum(stage.steps for stage in config.mixture.stages)
+    rows = train.epochs * spending.sampler.orders[-1].epoch_size
+    return before + max(1, round(rows / train.batch_size))
+
+
+def base_flops(base: Base | None) -> float:
+    """What was spent on the base, as far as its folder tells."""
+    if base is None or not (base.folder / FACTS).is_file():
+        return 0.0
+    try:
+        return float(json.loads((base.folder / FACTS).read_text("utf-8"))["flops"]["all"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{base.folder / FACTS}: no flops.all in it: {error!r}") from None
+
+
+def _flops(costs: compute.Costs, share: float, _: int, lengths: Tensor) -> float:
+    """Useful operations of sequences of these lengths, of whose pieces a share is predicted."""
+    return costs.of(lengths.numpy(), round(share * int((lengths - 2).sum())))

@@ -1,0 +1,51 @@
+"""Pretrain a text encoder: `python -m vlp.text_pretrain CONFIG.yaml [key=value ...]`.
+
+On several devices `torchrun --nproc-per-node N -m vlp.text_pretrain ...`. RUNS/NAME/model is then a
+folder that transformers loads, and the CLIP trainer by `model.text.init=RUNS/NAME/model`.
+
+Exit status: 0 the run is complete; 75 it was stopped by SIGTERM or SIGUSR1 and saved, the same
+command goes on; 2 something has to be put right; 70 it hung. torchrun itself ends with 1 whenever
+one of its processes has not ended with 0.
+"""
+
+import os
+import time
+
+from vlp import distributed
+from vlp.config import UserError, load_config, run_program
+from vlp.interrupt import STOPPED, Interrupt
+from vlp.text.settings import TextRunConfig
+from vlp.text.trainer import TextTrainer
+
+
+def main(argv: list[str]) -> None:
+    """Train to the end, and say where the model is."""
+    try:
+        config = load_config(TextRunConfig, argv, "python -m vlp.text_pretrain")
+        with Interrupt() as interrupt:
+            train(config, interrupt)
+    except UserError:
+        # Most faults are common to all ranks. Rank 0 tells, torchrun then stops the others; what
+        # only another rank sees is told by that rank, after this pause.
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)
+        raise
+    finally:
+        distributed.stop()
+
+
+def train(config: TextRunConfig, interrupt: Interrupt) -> None:
+    """One run.
+
+    Raises:
+        SystemExit: status 75, it was stopped and saved.
+    """
+    trainer = TextTrainer(config, report=print)
+    if not trainer.fit(interrupt):
+        raise SystemExit(STOPPED)
+    if trainer.world.is_main:
+        print(f"model: {config.folder / 'model'}")
+
+
+if __name__ == "__main__":
+    run_program(main)
