@@ -198,6 +198,14 @@ class PackedBert(nn.Module):
         x, layout, last = self._until_last(text)
         return call(last, self.grad_checkpointing, x, layout)
 
+    def depths(self) -> dict[str, int]:
+        """Layer of each parameter: 0 the embeddings, 1 to n the layers."""
+        prefix = "encoder.layer."
+        return {
+            name: int(name[len(prefix) :].partition(".")[0]) + 1 if name.startswith(prefix) else 0
+            for name, _ in self.named_parameters()
+        }
+
     def _until_last(
         self, text: PackedText, segments: Tensor | None = None
     ) -> tuple[Tensor, Layout, nn.Module]:
@@ -260,13 +268,10 @@ class TextTower(nn.Module):
 
     def depths(self) -> dict[str, int]:
         """Layer of each parameter: 0 the embeddings, 1 to n the layers, n + 1 the projection."""
-        prefix, last = "transformer.encoder.layer.", self.layers
-        return {
-            name: int(name[len(prefix) :].partition(".")[0]) + 1
-            if name.startswith(prefix)
-            else (0 if name.startswith("transformer.embeddings.") else last + 1)
-            for name, _ in self.named_parameters()
+        encoder = {
+            f"transformer.{name}": depth for name, depth in self.transformer.depths().items()
         }
+        return {name: encoder.get(name, self.layers + 1) for name, _ in self.named_parameters()}
 
 
 def initialise(module: nn.Module) -> None:

@@ -38,7 +38,7 @@ def roles(
     of_base = set(base or (name for name in names if not any(name in s for s in stages)))
     found: dict[str, Role] = {}
     for name in names:
-        last = "target" if name in stages[-1] else "other"
+        last: Role = "target" if name in stages[-1] else "other"
         found[name] = "base" if name in of_base else last
     return found
 
