@@ -7,20 +7,27 @@ experiment can be given the same compute (`train.flops`) whatever their vocabula
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from vlp.data.order import Order
+from vlp.data.text import PackedText
 from vlp.models.text_tower import TextConfig
 from vlp.text.cache import PackedCorpora
 from vlp.text.settings import LoraConfig
 
+if TYPE_CHECKING:  # the modules of objectives aren't needed to count what others draw
+    from vlp.text.objectives import Objective
+
 _CHUNK = 2**20
 """Rows that are looked up at a time."""
+_DRAWS = 16
+"""Steps whose further texts are looked at."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,23 @@ def _linear(inputs: int, outputs: int, name: str, lora: LoraConfig, entering: bo
     rank = lora.rank if name in lora.targets else 0
     change = 2 * rank * (inputs * (2 + entering) + outputs * 3)
     return 2 * inputs * outputs * passes + change
+
+
+def objective_flops(objectives: Mapping[str, "Objective"], encoder: TextConfig) -> float:
+    """Operations per step, over all ranks, of what is learnt besides masked tokens: the mean of the
+    first draws. Each text is read for its [CLS], which goes through the head's linear layers.
+
+    `encoder`: all of its weights are learnt.
+    """
+    costs, total = costs_of(encoder, LoraConfig(), cls_only=True), 0.0
+    for objective in objectives.values():
+        layers = [m for m in objective.head.modules() if isinstance(m, nn.Linear)]
+        head = 3 * 2 * sum(layer.weight.numel() for layer in layers)
+        for step in range(_DRAWS):
+            drawn = objective.drawer.draw(step, 0, 1)
+            for text in (part for part in drawn if isinstance(part, PackedText)):
+                total += costs.of(text.cu_seqlens.diff().numpy()) + head * len(text.cu_seqlens[1:])
+    return total / _DRAWS
 
 
 class RunCosts:

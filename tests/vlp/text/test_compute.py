@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ from vlp.flops import step_flops
 from vlp.models.text_tower import TextConfig
 from vlp.text.cache import PackedCorpora, tokenize
 from vlp.text.cleaning import CleaningConfig
-from vlp.text.compute import Costs, RunCosts, costs_of
+from vlp.text.compute import Costs, RunCosts, costs_of, objective_flops
 from vlp.text.corpora import CorpusConfig
 from vlp.text.documents import SplitConfig
 from vlp.text.lora import add_lora
 from vlp.text.masked_lm import MaskedLM
 from vlp.text.mixture import MixtureConfig, StageConfig
+from vlp.text.objectives import Objective
 from vlp.text.settings import LoraConfig
 from vlp.text.store import prepare
 from vlp.text.vocabulary import train_vocabulary
@@ -74,6 +76,36 @@ def test_cls_only_costs_what_the_text_tower_costs() -> None:
     projection = 3 * 2 * config.text.width * config.embed_dim * len(lengths)
     want = step_flops(config, 0, torch.tensor(lengths)) - projection
     assert costs_of(config.text, PLAIN, cls_only=True).of(lengths) == pytest.approx(want, rel=1e-12)
+
+
+class Drawn(NamedTuple):
+    text: PackedText
+    labels: torch.Tensor
+
+
+class Draw:
+    """3 texts of a length that differs from step to step."""
+
+    def draw(self, step: int, rank: int, ranks: int) -> Drawn:
+        length = 5 + step % 2
+        starts = torch.arange(4, dtype=torch.int32) * length
+        return Drawn(PackedText(torch.randint(5, 100, (3 * length,)), starts, 24), torch.zeros(3))
+
+
+class Head(torch.nn.Sequential):
+    def forward(self, bert: torch.nn.Module, drawn: Drawn) -> torch.Tensor:
+        return super().forward(bert(drawn.text)).sum()
+
+
+def test_further_objectives_cost_what_the_counter_counts() -> None:
+    head = Head(torch.nn.Linear(32, 9), torch.nn.GELU(), torch.nn.LayerNorm(9))
+    bert = MaskedLM(BERT).bert
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        for step in range(2):
+            head(bert, Draw().draw(step, 0, 1)).backward()
+    got = objective_flops({"one": Objective(1.0, Draw(), head)}, BERT)
+    assert got == counter.get_total_flops() / 2
+    assert objective_flops({}, BERT) == 0
 
 
 def corpora_of(folder: Path, stages: list[StageConfig]) -> PackedCorpora:
