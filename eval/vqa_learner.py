@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from eval.vqa_fusion import FusionHead, Padded, parameter_groups
 from eval.vqa_items import Question, fold
 from vlp.config import UserError
 from vlp.data.image import ImageError, open_rgb
+from vlp.models.weights import differences
 
 WARM_UP = 0.1  # of all steps
 MAX_NORM = 1.0  # of a step's gradient, in each group of parameters
+HEAD, TOWERS = "head.", "towers."  # what names of saved weights begin with
 
 
 class Pictures:
@@ -80,6 +83,15 @@ class Trained:
             logits = self.learner.logits(self, texts, numbers)
             said += [self.learner.vocabulary[k] for k in logits.argmax(dim=1).tolist()]
         return said
+
+    def weights(self) -> dict[str, Tensor]:
+        """What training made, on the CPU: the head, and what differs from the model's towers."""
+        made = {f"{HEAD}{name}": value for name, value in self.head.state_dict().items()}
+        own = self.learner.model.network.state_dict()
+        for name, value in self.network.state_dict().items():
+            if not torch.equal(value, own[name]):
+                made[f"{TOWERS}{name}"] = value
+        return {name: value.detach().cpu().clone() for name, value in made.items()}
 
 
 class Learner:
@@ -147,16 +159,55 @@ class Learner:
             return trained.head(Padded(nothing, there), words)
         return trained.head(self._patch_states(trained.network, samples), words)
 
+    def restore(
+        self, tensors: Mapping[str, Tensor], example: Question, blind: bool, where: Path
+    ) -> Trained:
+        """A trained head from the weights that `Trained.weights` gave.
+
+        Args:
+            example: any question; the sizes of its states are those that the head takes.
+            where: the weights' file, for errors.
+
+        Raises:
+            UserError: weights of other settings, answers or towers.
+        """
+        parts = {
+            prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            for prefix in (HEAD, TOWERS)
+        }
+        if sum(map(len, parts.values())) != len(tensors) or self.config.layers > len(parts[HEAD]):
+            raise UserError(f"{where}: not the weights of an answer head; train again")
+        self._measure(example)
+        with torch.device("meta"):  # nothing is allocated for settings that the weights don't fit
+            head = FusionHead(self.config, *self.sizes, len(self.vocabulary))
+        network = self._towers()
+        changed = {name: network.state_dict().get(name) for name in parts[TOWERS]}
+        for own, found in ((head.state_dict(), parts[HEAD]), (changed, parts[TOWERS])):
+            if problem := differences(_shapes(own), _shapes(found)):
+                raise UserError(f"{where}: weights of other settings ({problem}); train again")
+        head.load_state_dict(parts[HEAD], assign=True)
+        network.load_state_dict(parts[TOWERS], strict=False)
+        return Trained(self, network, head.float().to(self.model.device), blind)
+
     def _start(self, question: Question, blind: bool) -> Trained:
-        """A fresh head; tuned towers are a copy of the model's."""
+        """A fresh head."""
+        self._measure(question)
+        network = self._towers()
+        head = FusionHead(self.config, *self.sizes, len(self.vocabulary)).to(self.model.device)
+        return Trained(self, network, head, blind)
+
+    def _measure(self, question: Question) -> None:
+        """The sizes of a patch's and a word's state, from any question."""
         network = self.model.network
         patches = self._patch_states(network, [question.item.sample], keep=False).states
         words = self._word_states(network, [question.question], keep=False).states
         self.sizes = patches.shape[-1], words.shape[-1]
-        if self.config.towers == "tuned":
-            network = copy.deepcopy(network).requires_grad_(True)
-        head = FusionHead(self.config, *self.sizes, len(self.vocabulary)).to(self.model.device)
-        return Trained(self, network, head, blind)
+
+    def _towers(self) -> nn.Module:
+        """The model's towers; a copy where they learn."""
+        network = self.model.network
+        tuned = self.config.towers == "tuned"
+        return copy.deepcopy(network).requires_grad_(True) if tuned else network
 
     def _epoch(
         self,
@@ -241,6 +292,10 @@ def _parts(count: int, size: int) -> Iterator[range]:
 def _state(trained: Trained, tuned: bool) -> dict[str, Any]:
     towers = {"network": trained.network.state_dict()} if tuned else {}
     return {"head": trained.head.state_dict(), **towers}
+
+
+def _shapes(state: Mapping[str, Tensor | None]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if tensor is not None}
 
 
 def _load(trained: Trained, state: dict[str, Any]) -> None:

@@ -3,14 +3,18 @@
 The classes are the training answers; a test answer that never occurs in training can't be given and
 counts as wrong. Beside the accuracies stand the most frequent training answer of each question
 type, the same head trained without images, and the trained head with the images shuffled. Images
-that training and test share are found by the hash of their files, whatever they are called.
+that training and test share are found by the hash of their pixels, whatever they are called.
+
+The head is saved before it is scored, and scored from what was saved: `vqa_train.head=FOLDER` later
+gives the same numbers without training.
 """
 
 import hashlib
+import os
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +24,27 @@ from eval.config import EvalConfig, TaskConfig, chosen_tasks
 from eval.console import print_table
 from eval.embed import Embedder, ImageFeatures
 from eval.metrics import Floats
-from eval.readers import Dataset, open_dataset
+from eval.readers import Dataset
 from eval.report import write_report
 from eval.results import Record, finished, labels_sha256, run_header, task_header, write_task
 from eval.suite import Run, TaskRun, default_out, progress_bars
 from eval.suite_files import load_suite
 from eval.tasks import BROKEN, Inputs, Result, Score, cluster_indices
-from eval.vqa_items import Question, fold, parse, select_items
+from eval.vqa_config import VqaTrainConfig
+from eval.vqa_head import (
+    ABOUT,
+    Head,
+    check_fits,
+    frequent_answers,
+    identity,
+    load_head,
+    read_weights,
+    save_head,
+    save_weights,
+    start_head,
+    weights_path,
+)
+from eval.vqa_items import Question, fold
 from eval.vqa_learner import Learner, Pictures
 from eval.vqa_scores import (
     breakdowns,
@@ -36,25 +54,8 @@ from eval.vqa_scores import (
     other_images,
     score,
 )
+from eval.vqa_split import Splits, open_sides, split_questions
 from vlp.config import UserError, save_config, to_dict
-
-HELD_OUT = 10  # percent of the training images that validate, where there is no such split
-SHARES = {"test": 20, "val": 10}  # percent of the images, with split=image_disjoint
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Questions of three sides; their samples count through all data sets."""
-
-    train: list[Question]
-    val: list[Question]
-    test: list[Question]
-    pictures: Pictures
-    shared: set[int]
-    """Samples of the test questions whose image is among the training images, too."""
-    excluded: Counter[str]
-    """Of the test side: reason -> number."""
-    notes: list[str]
 
 
 def main(argv: list[str]) -> None:
@@ -68,19 +69,29 @@ def main(argv: list[str]) -> None:
 
 
 def train_suite(config: EvalConfig, suite: str, command: str) -> Run:
-    """Train and score a head on each visual question task of a suite.
+    """Train and score a head on each visual question task of a suite; with vqa_train.head only
+    score that head on each.
 
     Args:
         suite: the suite's file, for errors.
         command: how to repeat this, for the results.
 
     Raises:
-        UserError: a suite, data or model that doesn't fit, or no such task.
+        UserError: a suite, data, model or head that doesn't fit, no such task, or torchrun.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("vqa-train runs in one process: start it without torchrun")
     tasks = {name: t for name, t in chosen_tasks(config, suite).items() if t.kind == "vqa"}
     if not tasks:
         raise UserError(f"{suite}: no task of kind vqa; see python -m eval list")
-    opened = {name: _open(f"{suite}: tasks.{name}", config, task) for name, task in tasks.items()}
+    head = load_head(Path(config.vqa_train.head)) if config.vqa_train.head else None
+    if head is not None:
+        config = replace(config, vqa_train=_as_trained(config.vqa_train, head.settings))
+    only_test = head is not None and head.settings.split == "official"
+    opened = {
+        name: open_sides(f"{suite}: tasks.{name}", config, task, only_test)
+        for name, task in tasks.items()
+    }
 
     # open_clip takes seconds to import: a mistake in the suite is told before.
     from eval.model import Model, load_model
@@ -88,18 +99,44 @@ def train_suite(config: EvalConfig, suite: str, command: str) -> Run:
     model = load_model(config.model, config.device, config.seed)
     if not isinstance(model, Model):
         raise UserError(f"model={config.model}: has no towers to put an answer head on")
-    out = Path(config.out) if config.out else default_out(model, config.name) / "vqa_train"
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.yaml")
+    beside = "vqa_train" if head is None else "vqa_head"
+    out = Path(config.out) if config.out else default_out(model, config.name) / beside
     runs = {}
     with progress_bars(disable=False) as progress:
         embedder = Embedder(model, out / "cache", config.batch_size, config.workers, progress)
+        if head is not None:
+            folder = Path(config.vqa_train.head)
+            check_fits(folder, head, identity(model, embedder.tokenizer_sha256()))
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.yaml")
         header = run_header(config, suite, command, embedder)
-        header["options"]["vqa_train"] = to_dict(config.vqa_train)
+        header["options"]["vqa_train"] = _options(config.vqa_train)
         for name, task in tasks.items():
             record = _record(config, out, header, (name, task, opened[name]), embedder)
             runs[name] = TaskRun(task, opened[name]["test"], record)
     return Run(config, model, out, runs)
+
+
+def _as_trained(given: VqaTrainConfig, trained: VqaTrainConfig) -> VqaTrainConfig:
+    """The settings of a trained head.
+
+    Raises:
+        UserError: others were given beside it.
+    """
+    for key in (field.name for field in fields(given) if field.name != "head"):
+        value, was = getattr(given, key), getattr(trained, key)
+        if value not in (was, getattr(VqaTrainConfig(), key)):
+            raise UserError(
+                f"vqa_train.{key}={value}: the head in {given.head} was trained with {was}; "
+                "leave the key out"
+            )
+    return replace(trained, head=given.head)
+
+
+def _options(settings: VqaTrainConfig) -> Record:
+    """What results say of the settings: a head by its hash, wherever it lies."""
+    about = (Path(settings.head) / ABOUT).read_bytes() if settings.head else b""
+    return {**to_dict(settings), "head": hashlib.sha256(about).hexdigest() if about else ""}
 
 
 def _record(
@@ -120,7 +157,10 @@ def _record(
     splits = split_questions(name, task, datasets, config.vqa_train.split)
     images = _images(test, splits.pictures)
     inputs = Inputs(task, test, images, embedder, name, config.seed, config.replicates)
-    result = train_and_score(inputs, config, splits)
+    folder = Path(config.vqa_train.head or out / "heads" / name)
+    if not config.vqa_train.head:
+        train_head(inputs, config, splits, folder)
+    result = score_head(inputs, config, splits, folder)
     # The reader's notes are about the official split; `split_questions` has seen the images.
     return write_task(out, whole, result, replace(test, notes=[]), images)
 
@@ -134,78 +174,103 @@ def _images(dataset: Dataset, pictures: Pictures) -> ImageFeatures:
     return ImageFeatures(torch.empty(count, 0), broken, sha256)
 
 
-def _open(where: str, config: EvalConfig, task: TaskConfig) -> dict[str, Dataset]:
-    """The data sets by side; val is left out where the data has no such split."""
-    sides = {"train": task.data.train_split, "val": task.data.val_split, "test": task.data.split}
-    found = {}
-    for side, split in sides.items():
-        try:
-            data = replace(task.data, split=split)
-            found[side] = open_dataset(data, Path(config.data_root))
-        except UserError as error:
-            if side != "val":
-                raise UserError(f"{where}.data, split '{split}': {error}") from None
-    return found
+def train_head(inputs: Inputs, config: EvalConfig, splits: Splits, folder: Path) -> None:
+    """Train a head for each seed, with images and without, and save them all."""
+    settings, embedder = config.vqa_train, inputs.embedder
+    answers = vocabulary(splits.train, settings.least)
+    learner = Learner(config, embedder, splits.pictures, answers, inputs.name)
+    seeds = list(range(config.seed, config.seed + settings.seeds))
+    start_head(folder)
+    for seed in seeds:
+        for blind in (False, True):
+            trained = learner.fit(splits.train, splits.val, seed, blind)
+            save_weights(folder, seed, blind, trained.weights())
+    frequent, most_frequent = frequent_answers(splits.train)
+    head = Head(
+        settings=settings,
+        task=inputs.name,
+        model=identity(embedder.model, embedder.tokenizer_sha256()),
+        answers=answers,
+        seeds=seeds,
+        questions={"train": len(splits.train), "val": len(splits.val)},
+        images=splits.seen(),
+        frequent=frequent,
+        most_frequent=most_frequent,
+        notes=splits.notes,
+    )
+    save_head(folder, head)
 
 
-def split_questions(
-    name: str, task: TaskConfig, datasets: dict[str, Dataset], split: str
-) -> Splits:
-    """The questions of each side, officially or so that no image is on two sides.
+def score_head(inputs: Inputs, config: EvalConfig, splits: Splits, folder: Path) -> Result:
+    """Score a saved head, and what doesn't look beside it; the means over its trainings."""
+    head, test = load_head(folder), splits.test
+    right, said = _answers(inputs, config, splits, (folder, head))
+    values = np.mean(right["own"], axis=0)  # [n]: share of the trainings that are right
+    clusters, count = cluster_indices([q.item for q in test], inputs.task.cluster)
+    known = {fold(answer) for answer in head.answers}
+    shared = splits.shared(set(head.images))
+    return Result(
+        n=len(test),
+        scores={
+            **by_answer_type(inputs, test, values, clusters),
+            **_unseen(inputs, test, shared, values, clusters),
+        },
+        headline=["accuracy"],
+        excluded=dict(splits.excluded),
+        clusters=count,
+        details={
+            "baselines": {
+                "majority": float(_right(test, head.most_frequent_answers(test)).mean()),
+                **{key: float(np.mean(right[key])) for key in ("question_only", "shuffled_images")},
+            },
+            **breakdowns(inputs, test, values, clusters),
+            "accuracy_by_seed": [float(one.mean()) for one in right["own"]],
+            "answers": len(head.answers),
+            "answers_not_in_training": sum(fold(q.gold) not in known for q in test),
+            "test_questions": {
+                "closed": sum(q.closed for q in test),
+                "open": sum(not q.closed for q in test),
+            },
+            "questions": {**head.questions, "test": len(test)},
+            "split": head.settings.split,
+            "shared_images": len(shared),
+        },
+        examples=examples(inputs, test, said[0], _right(test, said[0]), _local(inputs, splits)),
+        notes=_notes(inputs.name, head, splits, shared),
+        items=item_rows(
+            inputs, test, values, [{"predicted": list(row)} for row in zip(*said, strict=True)]
+        ),
+    )
 
-    Raises:
-        UserError: a side without questions.
-    """
-    pictures = Pictures(list(datasets.values()))
-    sides: dict[str, list[Question]] = {"train": [], "val": [], "test": []}
-    excluded: Counter[str] = Counter()
-    for side, dataset in datasets.items():
-        parsed = parse(task, select_items(name, task, dataset), choose=False)
-        first = pictures.first(dataset)
-        for question in parsed.questions:
-            item = replace(question.item, sample=question.item.sample + first)
-            sides[side].append(replace(question, item=item))
-        excluded.update(parsed.left_out if side == "test" else {})
-    notes = []
-    if split == "image_disjoint":
-        everything = [question for questions in sides.values() for question in questions]
-        sides = _by_image(everything, pictures)
-        notes.append("split anew by image: not comparable with scores on the official split")
-    elif "val" not in datasets:
-        sides |= _held_out(sides["train"], pictures)
-        notes.append(f"no val split: {HELD_OUT}% of the training images validate")
-    broken = {q.item.sample for q in sides["test"] if not pictures.hash(q.item.sample)}
-    excluded[BROKEN] += sum(q.item.sample in broken for q in sides["test"])
-    for side, questions in sides.items():
-        sides[side] = [q for q in questions if pictures.hash(q.item.sample)]
-        if not sides[side]:
-            raise UserError(f"tasks.{name}: no question on the side {side}")
-    seen = {pictures.hash(q.item.sample) for q in sides["train"]}
-    tested = {q.item.sample for q in sides["test"]}
-    shared = {sample for sample in tested if pictures.hash(sample) in seen}
-    if shared:
-        notes.append(
-            f"{len(shared)} of {len(tested)} test images are training images, too; "
-            "vqa_train.split=image_disjoint splits by image"
-        )
-    return Splits(**sides, pictures=pictures, shared=shared, excluded=+excluded, notes=notes)
 
-
-def _repeat(
-    inputs: Inputs, config: EvalConfig, splits: Splits, learner: Learner
+def _answers(
+    inputs: Inputs, config: EvalConfig, splits: Splits, saved: tuple[Path, Head]
 ) -> tuple[dict[str, list[Floats]], list[list[str]]]:
-    """For each seed which test items are right, by arm, and what was answered with the images."""
+    """For each training which test items are right, by arm, and what was answered with the images.
+
+    Nothing is left in memory of a training before: batches, and so the numbers to the last digit,
+    are those of a head that was trained another day.
+    """
+    folder, head = saved
+    learner = Learner(config, inputs.embedder, splits.pictures, head.answers, inputs.name)
     samples = torch.tensor([q.item.sample for q in splits.test])
-    shuffled = other_images(samples, inputs.seed).tolist()
+    own, shuffled = samples.tolist(), other_images(samples, inputs.seed).tolist()
     right: dict[str, list[Floats]] = {"own": [], "question_only": [], "shuffled_images": []}
     said = []
-    for seed in range(config.seed, config.seed + config.vqa_train.seeds):
-        seeing = learner.fit(splits.train, splits.val, seed)
-        blind = learner.fit(splits.train, splits.val, seed, blind=True)
-        said.append(seeing.answers(splits.test, samples.tolist()))
+    for seed in head.seeds:
+        seeing, blind = (
+            learner.restore(
+                read_weights(folder, seed, no_image),
+                splits.test[0],
+                no_image,
+                weights_path(folder, seed, no_image),
+            )
+            for no_image in (False, True)
+        )
+        said.append(seeing.answers(splits.test, own))
         given = {
             "own": said[-1],
-            "question_only": blind.answers(splits.test, samples.tolist()),
+            "question_only": blind.answers(splits.test, own),
             "shuffled_images": seeing.answers(splits.test, shuffled),
         }
         for arm, answers in given.items():
@@ -213,46 +278,18 @@ def _repeat(
     return right, said
 
 
-def train_and_score(inputs: Inputs, config: EvalConfig, splits: Splits) -> Result:
-    """A head for each seed, on images and, for comparison, without; the means over seeds."""
-    answers, test = vocabulary(splits.train, config.vqa_train.least), splits.test
-    learner = Learner(config, inputs.embedder, splits.pictures, answers, inputs.name)
-    right, said = _repeat(inputs, config, splits, learner)
-    values = np.mean(right["own"], axis=0)  # [n]: share of the seeds that are right
-    clusters, count = cluster_indices([q.item for q in test], inputs.task.cluster)
-    known = {fold(answer) for answer in answers}
-    return Result(
-        n=len(test),
-        scores={
-            **by_answer_type(inputs, test, values, clusters),
-            **_unseen(inputs, splits, values, clusters),
-        },
-        headline=["accuracy"],
-        excluded=dict(splits.excluded),
-        clusters=count,
-        details={
-            "baselines": {
-                "majority": float(_right(test, most_frequent(splits.train, test)).mean()),
-                **{key: float(np.mean(right[key])) for key in ("question_only", "shuffled_images")},
-            },
-            **breakdowns(inputs, test, values, clusters),
-            "accuracy_by_seed": [float(one.mean()) for one in right["own"]],
-            "answers": len(answers),
-            "answers_not_in_training": sum(fold(q.gold) not in known for q in test),
-            "test_questions": {
-                "closed": sum(q.closed for q in test),
-                "open": sum(not q.closed for q in test),
-            },
-            "questions": {side: len(getattr(splits, side)) for side in ("train", "val", "test")},
-            "split": config.vqa_train.split,
-            "shared_images": len(splits.shared),
-        },
-        examples=examples(inputs, test, said[0], _right(test, said[0]), _local(inputs, splits)),
-        notes=[*splits.notes, f"mean of {config.vqa_train.seeds} trainings"],
-        items=item_rows(
-            inputs, test, values, [{"predicted": list(row)} for row in zip(*said, strict=True)]
-        ),
-    )
+def _notes(name: str, head: Head, splits: Splits, shared: Collection[int]) -> list[str]:
+    """What has to be known beside the scores."""
+    notes = [*head.notes, *(note for note in splits.notes if note not in head.notes)]
+    if shared:
+        tested = len({q.item.sample for q in splits.test})
+        notes.append(
+            f"{len(shared)} of {tested} test images are training images, too; "
+            "vqa_train.split=image_disjoint splits by image"
+        )
+    if head.task != name:
+        notes.append(f"the head was trained on {head.task}")
+    return [*notes, f"mean of {len(head.seeds)} trainings"]
 
 
 def vocabulary(questions: Sequence[Question], least: int) -> list[str]:
@@ -265,16 +302,6 @@ def vocabulary(questions: Sequence[Question], least: int) -> list[str]:
     if len(kept) < 2:
         raise UserError(f"vqa_train.least={least}: leaves {len(kept)} answers; lower it")
     return [one.most_common(1)[0][0] for one in kept]
-
-
-def most_frequent(train: Sequence[Question], test: Sequence[Question]) -> list[str]:
-    """For each test question the most frequent training answer of its type, closed or open."""
-    counts: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
-    everything: Counter[str] = Counter()
-    for question in train:
-        counts[question.kind, question.closed][fold(question.gold)] += 1
-        everything[fold(question.gold)] += 1
-    return [(counts[q.kind, q.closed] or everything).most_common(1)[0][0] for q in test]
 
 
 def _right(questions: Sequence[Question], answers: Sequence[str]) -> Floats:
@@ -291,34 +318,15 @@ def _local(inputs: Inputs, splits: Splits) -> list[int | None]:
 
 
 def _unseen(
-    inputs: Inputs, splits: Splits, values: Floats, clusters: np.ndarray
+    inputs: Inputs,
+    test: Sequence[Question],
+    shared: Collection[int],
+    values: Floats,
+    clusters: np.ndarray,
 ) -> dict[str, Score]:
     """The accuracy on test images that aren't in training, where both kinds are there."""
-    chosen = np.array([q.item.sample not in splits.shared for q in splits.test])
+    chosen = np.array([q.item.sample not in shared for q in test])
     if chosen.all() or not chosen.any():
         return {}
-    part = [q for q, kept in zip(splits.test, chosen, strict=True) if kept]
+    part = [q for q, kept in zip(test, chosen, strict=True) if kept]
     return {"accuracy_on_unseen_images": score(inputs, part, values[chosen], clusters[chosen])}
-
-
-def _by_image(questions: Sequence[Question], pictures: Pictures) -> dict[str, list[Question]]:
-    """Sides by the hash of the image, so that a side depends on nothing but the image."""
-    sides: dict[str, list[Question]] = {"train": [], "val": [], "test": []}
-    for question in questions:
-        place = _percent(pictures.hash(question.item.sample))
-        is_test, is_val = place < SHARES["test"], place < SHARES["test"] + SHARES["val"]
-        sides["test" if is_test else "val" if is_val else "train"].append(question)
-    return sides
-
-
-def _held_out(train: Sequence[Question], pictures: Pictures) -> dict[str, list[Question]]:
-    sides: dict[str, list[Question]] = {"train": [], "val": []}
-    for question in train:
-        held = _percent(pictures.hash(question.item.sample)) < HELD_OUT
-        sides["val" if held else "train"].append(question)
-    return sides
-
-
-def _percent(digest: bytes) -> int:
-    """0 to 99, by the hash of an image."""
-    return int.from_bytes(hashlib.sha256(b"split" + digest).digest()[:8], "big") % 100

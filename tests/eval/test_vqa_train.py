@@ -13,13 +13,14 @@ from PIL import Image
 from eval.config import EvalConfig, TaskConfig
 from eval.embed import Embedder
 from eval.model import load_model
-from eval.readers import open_dataset
 from eval.tasks import Item
 from eval.vqa_config import VqaTrainConfig
 from eval.vqa_fusion import FusionHead, Padded
+from eval.vqa_head import Head, frequent_answers
 from eval.vqa_items import Question
 from eval.vqa_learner import Learner, _rate
-from eval.vqa_train import most_frequent, split_questions, train_suite, vocabulary
+from eval.vqa_split import open_sides, split_questions
+from eval.vqa_train import train_suite, vocabulary
 from tests.eval.tiny import fails, suite_config, write_model
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}
@@ -110,11 +111,8 @@ def test_tuned_towers_are_a_copy(tmp_path: Path) -> None:
 
 
 def opened(folder: Path) -> tuple[TaskConfig, dict]:
-    task = config(folder).tasks["it"]
-    return task, {
-        side: open_dataset(replace(task.data, split=side), folder)
-        for side in ("train", "val", "test")
-    }
+    whole = config(folder)
+    return whole.tasks["it"], open_sides("it", whole, whole.tasks["it"])
 
 
 def test_shared_images_are_seen_under_any_name_and_format(tmp_path: Path) -> None:
@@ -123,11 +121,16 @@ def test_shared_images_are_seen_under_any_name_and_format(tmp_path: Path) -> Non
     Image.open(tmp_path / "0.png").save(tmp_path / "9.png", "BMP")
     task, datasets = opened(tmp_path)
     splits = split_questions("it", task, datasets, "official")
-    assert [splits.pictures.places[n][1] for n in splits.shared] == [0]
-    assert splits.notes == [
+    assert [splits.pictures.places[n][1] for n in splits.shared(splits.seen())] == [0]
+    assert not splits.notes
+    record = train_suite(config(tmp_path, epochs=1), "suite.yaml", "c").tasks["it"].record
+    assert record["notes"] == [
         "1 of 6 test images are training images, too; "
-        "vqa_train.split=image_disjoint splits by image"
+        "vqa_train.split=image_disjoint splits by image",
+        "mean of 1 trainings",
     ]
+    assert record["details"]["shared_images"] == 1
+    assert "accuracy_on_unseen_images" in record["scores"]
 
 
 def test_image_disjoint_split_shares_none(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_image_disjoint_split_shares_none(tmp_path: Path) -> None:
     assert all(hashes)
     assert not hashes[0] & hashes[1] | hashes[0] & hashes[2] | hashes[1] & hashes[2]
     assert len(splits.train) + len(splits.val) + len(splits.test) == 120
-    assert not splits.shared
+    assert not splits.shared(splits.seen())
     assert (
         splits.notes[0] == "split anew by image: not comparable with scores on the official split"
     )
@@ -162,6 +165,16 @@ def test_closed_questions_need_no_options(tmp_path: Path) -> None:
     assert found.closed
     assert not found.options
     assert len(splits.train) == 36
+
+
+def test_what_is_tested_does_not_validate(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    whole = config(tmp_path)
+    task = replace(whole.tasks["it"], data=replace(whole.tasks["it"].data, val_split="test"))
+    with fails("it.data.val_split: 'test' is tested; write another split, or ''"):
+        open_sides("it", whole, task)
+    none = replace(task, data=replace(task.data, val_split=""))
+    assert list(open_sides("it", whole, none)) == ["train", "test"]
 
 
 def test_a_set_without_val_holds_images_out(tmp_path: Path) -> None:
@@ -192,7 +205,21 @@ def test_majority_comes_from_training_by_type() -> None:
     train = [question("a", "x"), question("a", "x"), question("b", "x"), question("c", "y")]
     train += [question("no", "x", True)] * 2
     test = [question("b", "x"), question("b", "y"), question("b", "new"), question("b", "x", True)]
-    assert most_frequent(train, test) == ["a", "c", "a", "no"]
+    found = {(one.question_type, one.closed): one.answer for one in frequent_answers(train)[0]}
+    assert found == {("x", False): "a", ("y", False): "c", ("x", True): "no"}
+    head = Head(
+        settings=VqaTrainConfig(),
+        task="it",
+        model={},
+        answers=["a", "b"],
+        seeds=[0],
+        questions={},
+        images=[],
+        frequent=frequent_answers(train)[0],
+        most_frequent=frequent_answers(train)[1],
+        notes=[],
+    )
+    assert head.most_frequent_answers(test) == ["a", "c", "a", "no"]
 
 
 def test_padding_is_never_attended_to() -> None:
@@ -208,6 +235,13 @@ def test_padding_is_never_attended_to() -> None:
     changed = patches.states.clone()
     changed[:, 3] = torch.randn(2, 12)
     assert not torch.allclose(head(Padded(changed, patches.mask), words), head(patches, words))
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path, images=3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with fails("vqa-train runs in one process: start it without torchrun"):
+        train_suite(config(tmp_path), "suite.yaml", "c")
 
 
 def test_learning_rate_goes_up_and_down() -> None:
