@@ -1,25 +1,25 @@
 """Whether the model's probabilities can be believed, and what is won by answering only the surest.
 
 The probability of a class is the softmax over the classes of the cosines times the model's own
-scale (its inverse temperature), and the confidence of an answer is the highest of them.
+scale (its inverse temperature), and the confidence of an answer is the highest of them. Findings
+that may occur together are as many yes-no questions: each known label of an image is one answer.
 
 - Expected calibration error and reliability diagram: Guo et al. 2017 (arXiv 1706.04599), section 2,
   bins of equal width. The error is a sum of absolute values, so that even a perfectly calibrated
   model's is above 0; what it would be with these very confidences stands beside it as `perfect`.
-- Temperature scaling: the same, section 4.2. One scale, fitted by log-likelihood on a few labelled
-  items, judged on the others. It changes no answer.
+- Temperature scaling: the same, section 4.2. One scale, fitted by log-likelihood on labelled items
+  of another split (`calibration.split`), judged on the scored ones. It changes no answer.
 - Risk-coverage curve and its area: Geifman and El-Yaniv 2017 (arXiv 1705.08500). Answers of equal
   confidence come in random order; the curve is the expectation over it.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from eval.config import CalibrationConfig
 from eval.metrics import Bools, Floats, Interval, Ints
 from eval.tasks import Inputs
 
@@ -28,6 +28,15 @@ SCALES = (1e-2, 1e5)
 SIMULATIONS = 200
 POINTS = 100
 """Of the risk-coverage curve that is kept."""
+
+
+class Answered(NamedTuple):
+    """Answers to judge, or to fit a temperature on."""
+
+    cosines: Floats
+    """float64 [n, classes]; for a yes-no question 0 and the margin of yes over no."""
+    true: Ints
+    """int64 [n]."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +140,14 @@ def risk_coverage(confidence: Floats, right: Bools, weights: Ints | None = None)
     return expected / np.arange(1, len(sure) + 1)
 
 
-def calibration(inputs: Inputs, cosines: Floats, true: Ints, clusters: Ints) -> dict[str, Any]:
-    """What the results say of a classification's probabilities.
+def calibration(
+    inputs: Inputs, scored: Answered, clusters: Ints, labelled: Answered | None = None
+) -> dict[str, Any]:
+    """What the results say of a task's probabilities.
 
     Args:
-        cosines: float64 [n, classes].
-        true: int64 [n].
-        clusters: int64 [n] from 0.
+        clusters: int64 [n] from 0, of the scored answers.
+        labelled: of `calibration.split`, to fit a temperature on; None fits none.
 
     Returns:
         scale: the model's; ece: value, low, high and what a `perfect` model has; bins: the
@@ -146,6 +156,7 @@ def calibration(inputs: Inputs, cosines: Floats, true: Ints, clusters: Ints) -> 
         (of confidences that put all wrong answers last); temperature: what a fitted scale changes.
     """
     settings, scale = inputs.task.calibration, inputs.embedder.model.scale
+    cosines, true = scored
     order = np.argsort(-_confidence(scale, cosines), kind="stable")  # so resamples are sorted
     confidence = _confidence(scale, cosines)[order]
     right = (cosines.argmax(axis=1) == true)[order]
@@ -168,8 +179,20 @@ def calibration(inputs: Inputs, cosines: Floats, true: Ints, clusters: Ints) -> 
         },
         "bins": found.rows(),
         "risk_coverage": _curve(risk_coverage(confidence, right), right, area_bounds),
-        "temperature": _temperature(settings, scale, cosines, true, (clusters, inputs.seed)),
+        "temperature": _temperature(inputs, scored, clusters, labelled),
     }
+
+
+def as_questions(labels: Ints, margins: Floats) -> Answered:
+    """Findings of images as yes-no questions, those whose label is known; image by image.
+
+    Args:
+        labels: [n, C]: 1, 0, or negative for unknown.
+        margins: [n, C]: cosine of yes less that of no.
+    """
+    known = labels >= 0
+    yes = margins[known]
+    return Answered(np.stack([np.zeros_like(yes), yes], axis=1), labels[known])
 
 
 def _curve(risk: Floats, right: Bools, area: Interval) -> dict[str, Any]:
@@ -187,42 +210,36 @@ def _curve(risk: Floats, right: Bools, area: Interval) -> dict[str, Any]:
 
 
 def _temperature(
-    settings: CalibrationConfig,
-    scale: float,
-    cosines: Floats,
-    true: Ints,
-    drawn_by: tuple[Ints, int],
+    inputs: Inputs, scored: Answered, clusters: Ints, labelled: Answered | None
 ) -> dict[str, Any] | None:
-    """Fit on a few labelled clusters, judge on the others; None where none are set apart."""
-    labelled = _labelled(settings.labelled, *drawn_by)
-    if not labelled.any():
+    """Fit on labelled items that aren't scored, judge on those that are."""
+    if labelled is None:
         return None
-    fitted = fit_scale(cosines[labelled], true[labelled])
-    rest, answers = cosines[~labelled], true[~labelled]
-    right = rest.argmax(axis=1) == answers
-    before, after = (
-        reliability(_confidence(s, rest), right, settings.bins) for s in (scale, fitted)
-    )
+    settings, scale = inputs.task.calibration, inputs.embedder.model.scale
+    fitted = fit_scale(*labelled)
+    cosines, true = scored
+    right = cosines.argmax(axis=1) == true
+    confidence = _confidence(fitted, cosines)
+
+    def resampled(weights: Ints) -> Floats:
+        return np.array([reliability(confidence, right, settings.bins, weights).error])
+
+    before = reliability(_confidence(scale, cosines), right, settings.bins)
+    after = reliability(confidence, right, settings.bins)
+    low, high = inputs.intervals(resampled, clusters)[0].basic(after.error)
     return {
-        "labelled": int(labelled.sum()),
-        "n": len(answers),
+        "split": settings.split,
+        "labelled": len(labelled.true),
+        "n": len(true),
         "scale": fitted,
         "ece_before": before.error,
         "ece_after": after.error,
-        "nll_before": negative_log_likelihood(scale * rest, answers),
-        "nll_after": negative_log_likelihood(fitted * rest, answers),
+        "ece_after_low": low,
+        "ece_after_high": high,
+        "nll_before": negative_log_likelihood(scale * cosines, true),
+        "nll_after": negative_log_likelihood(fitted * cosines, true),
         "bins": after.rows(),
     }
-
-
-def _labelled(wanted: int, clusters: Ints, seed: int) -> Bools:
-    """[n]: random clusters, which together hold at most `wanted` items and half of all."""
-    sizes = np.bincount(clusters)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    fits = np.cumsum(sizes[order]) <= min(wanted, len(clusters) // 2)
-    chosen = np.zeros(len(sizes), bool)
-    chosen[order[fits]] = True
-    return chosen[clusters]
 
 
 def _confidence(scale: float, cosines: Floats) -> Floats:

@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from eval import metrics
-from eval.calibration import calibration
+from eval.calibration import Answered, calibration
 from eval.class_scores import PER_CLASS, ClassScores, class_scores
 from eval.config import TaskConfig, label_columns
 from eval.metrics import Floats, Interval
@@ -85,8 +85,7 @@ def evaluate(inputs: Inputs) -> Result:
     texts = prompts(inputs.task, inputs.dataset)
     labels = list(texts)
     items, excluded = scored_items(inputs)
-    true = np.array([labels.index(label_of(inputs.task, item.row)) for item in items])
-    cosines = _cosines(inputs, texts, items)
+    cosines, true = _answered(inputs, texts, items)
     log_probabilities = log_softmax(inputs.embedder.model.scale * cosines, axis=1)
 
     positive = labels.index(inputs.task.positive) if inputs.task.positive else None
@@ -112,7 +111,9 @@ def evaluate(inputs: Inputs) -> Result:
             "confusion": metrics.confusion_matrix(true, scored.predicted, len(labels)).tolist(),
             "per_class": per_class_table(scored, labels, bounds),
             "majority_share": metrics.majority_share(true),
-            "calibration": calibration(inputs, cosines, true, clusters),
+            "calibration": calibration(
+                inputs, Answered(cosines, true), clusters, _labelled(inputs, texts)
+            ),
         },
         examples=_examples(items, true, torch.from_numpy(cosines), labels, inputs),
         notes=[
@@ -137,6 +138,20 @@ def evaluate(inputs: Inputs) -> Result:
             )
         ],
     )
+
+
+def _answered(inputs: Inputs, texts: dict[str, list[str]], items: list[Item]) -> Answered:
+    """Cosines to each class, and the right one."""
+    numbers = {label: i for i, label in enumerate(texts)}
+    true = [numbers[label_of(inputs.task, item.row)] for item in items]
+    return Answered(_cosines(inputs, texts, items), np.array(true, dtype=np.int64))
+
+
+def _labelled(inputs: Inputs, texts: dict[str, list[str]]) -> Answered | None:
+    """What a temperature is fitted on."""
+    if inputs.labelled is None:
+        return None
+    return _answered(inputs.labelled, texts, scored_items(inputs.labelled)[0])
 
 
 def _cosines(inputs: Inputs, texts: dict[str, list[str]], items: list[Item]) -> Floats:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.console import shown
-from eval.contrasts import check_same_items, compare_score, open_side
+from eval.contrasts import check_same_items, compare_score, open_side, why_not
 from eval.paired import Difference, Resampling, benjamini_hochberg, holm
 from eval.results import Record, protocol, read_folder
 from vlp.config import UserError, load_config, write_text
@@ -119,16 +119,18 @@ def compare(a: Folder, b: Folder, config: CompareConfig) -> tuple[list[Line], li
         one, other = a.records[task], b.records[task]
         first, second = open_side(a.path, one), open_side(b.path, other)
         check_same_items(first, second)
-        notes, clusters = _notes(one, other), len(set(first.items["cluster"]))
+        notes = _notes(one, other)
         for key in one["headline"] if config.scores == "headline" else one["scores"]:
             told = [_value(record, key) for record in (one, other)]
-            found = None
-            if None not in told:
-                found = compare_score(key, first, second, resampling)
-            if found is None:
-                skipped.append(f"{task}: {key} can't be had from the items of both")
+            if None in told:
+                skipped.append(f"{task}: {key} is undefined, or not there, in A or B")
                 continue
-            lines.append(Line(task, key, one["n"], clusters, told[0], told[1], found, notes))
+            found = compare_score(key, first, second, resampling)
+            if found is None:
+                skipped.append(f"{task}: {key} {why_not(key, first)}")
+                continue
+            numbers = (found.n, found.clusters, told[0], told[1])
+            lines.append(Line(task, key, *numbers, found.difference, notes))
     return adjusted(lines), skipped
 
 

@@ -71,7 +71,7 @@ class TaskConfig:
     multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
     """multilabel: labels and prompts of findings that may occur together."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    """classification: bins, and how many labels a temperature is fitted on."""
+    """classification, multilabel: bins, and the labels that a temperature is fitted on."""
     ks: list[int] = field(default_factory=lambda: [1, 5, 10])
     """retrieval: the cut-offs of recall@k."""
     shared_caption: str = ""
@@ -199,6 +199,8 @@ def label_columns(label: str) -> list[str]:
 
 def problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
     """(key, what is wrong and what to do), the most basic first."""
+    if task.calibration.split:
+        yield from _calibration_problems(task)
     if task.kind in ("classification", "multilabel"):
         yield from _class_problems(task)
         special = _multilabel_problems if task.kind == "multilabel" else _positive_problems
@@ -253,6 +255,16 @@ def _multilabel_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
         yield "multilabel.negative", "is empty, but `prompts` has pairs; their scores don't compare"
     if not task.multilabel.negative and task.multilabel.metric == "macro_f1":
         yield "multilabel.metric", "macro_f1 needs a decision; write prompts in `negative`"
+
+
+def _calibration_problems(task: TaskConfig) -> Iterator[tuple[str, str]]:
+    split, key = task.calibration.split, "calibration.split"
+    if task.kind not in ("classification", "multilabel"):
+        yield key, f"a temperature needs labels, this is {task.kind}; leave it empty"
+    if task.kind == "multilabel" and not task.multilabel.negative:
+        yield key, "needs prompts in multilabel.negative: a cosine alone decides nothing"
+    if not task.data.split or split in task.data.split.split("|"):
+        yield key, f"'{split}' is scored; name a split that isn't"
 
 
 def template_problem(template: str, known: set[str], needed: set[str]) -> str:

@@ -27,6 +27,14 @@ from vlp.config import UserError
 
 KEYS = ("auroc", "average_precision", "f1", "macro_f1", "mean_balanced_accuracy")
 """Scores that are no means of items, and that are had from labels and answers."""
+PARTS = {
+    "closed_accuracy": "closed",
+    "open_accuracy": "closed",
+    "accuracy_on_unseen_images": "seen_in_training",
+}
+"""Accuracies of some of the questions -> the column that says which."""
+TOKENS = ("token_f1", "token_recall")
+"""Columns of what open answers share with the right ones."""
 TOLERANCE = 1e-6
 """Between a score of the results and the same from the items: float32 scores may tie."""
 
@@ -92,15 +100,41 @@ def check_same_items(a: Side, b: Side) -> None:
         raise UserError(f"{both}: other right answers; {leave}")
 
 
-def compare_score(key: str, a: Side, b: Side, resampling: Resampling) -> Difference | None:
+@dataclass(frozen=True)
+class Compared:
+    """A score's difference, and on how many items it rests."""
+
+    difference: Difference
+    n: int
+    clusters: int
+
+
+def compare_score(key: str, a: Side, b: Side, resampling: Resampling) -> Compared | None:
     """The difference b - a of one score; None for one that can't be had from the items.
 
     Raises:
         UserError: the items give another score than the results say.
     """
     rows = _rows_of(key, a)
-    if rows is not None:
-        a, b = a.take(rows), b.take(rows)
+    a, b = a.take(rows), b.take(rows)
+    found = _difference(key, a, b, resampling)
+    if found is None:
+        return None
+    return Compared(found, len(rows), len(set(a.items["cluster"])))
+
+
+def why_not(key: str, side: Side) -> str:
+    """Why `compare_score` can't compare a score."""
+    if key.endswith(("_shot", "_shots")):
+        return "is a mean over draws of training images, whose answers aren't kept"
+    if key.startswith("zero_shot_"):
+        return "is that of the suite without training; compare the folders above `probe`"
+    return f"can't be had from the items of {side.name.name}"
+
+
+def _difference(key: str, a: Side, b: Side, resampling: Resampling) -> Difference | None:
+    if not a.items["id"]:
+        return None
     _, clusters = np.unique(a.items["cluster"], return_inverse=True)
     first, second = _means(key, a), _means(key, b)
     if first is not None and second is not None:
@@ -108,7 +142,7 @@ def compare_score(key: str, a: Side, b: Side, resampling: Resampling) -> Differe
         for side, own in ((a, first), (b, second)):
             _check(key, side, _mean(own, strata))
         return difference_of_means(first, second, clusters, strata, resampling)
-    builder = BUILDERS.get(a.record["kind"])
+    builder = BUILDERS.get(_kind(a))
     if builder is None or key not in KEYS:
         return None
     score, outputs = builder(key, a)
@@ -118,12 +152,23 @@ def compare_score(key: str, a: Side, b: Side, resampling: Resampling) -> Differe
     return difference(score, outputs(a), outputs(b), clusters, resampling)
 
 
-def _rows_of(key: str, side: Side) -> Ints | None:
-    """The items that a score is about; None for all of them."""
-    direction = key.partition("_recall@")[0]
-    if "direction" in side.items:
-        return np.flatnonzero(np.array(side.items["direction"]) == direction)
-    return None
+def _kind(side: Side) -> str:
+    """What is asked: a probe answers what its task asks."""
+    kind = side.record["kind"]
+    return str(side.record["config"]["kind"] if kind == "probe" else kind)
+
+
+def _rows_of(key: str, side: Side) -> Ints:
+    """The items that a score is about."""
+    items = side.items
+    about = np.ones(len(items["id"]), bool)
+    if "direction" in items:
+        about = np.array(items["direction"]) == key.partition("_recall@")[0]
+    elif "closed" in items and key.startswith(("closed_", "open_")):
+        about = np.array(items["closed"], bool) == key.startswith("closed_")
+    elif "seen_in_training" in items and key == "accuracy_on_unseen_images":
+        about = ~np.array(items["seen_in_training"], bool)
+    return np.flatnonzero(about)
 
 
 def _means(key: str, side: Side) -> Floats | None:
@@ -132,6 +177,11 @@ def _means(key: str, side: Side) -> Floats | None:
         return (side.floats("rank") <= int(key.rpartition("@")[2])).astype(np.float64)
     if key in ("accuracy", "mean_per_class_recall"):
         return side.floats("value")
+    if key in PARTS and PARTS[key] in side.items:
+        return side.floats("value")
+    column = key.removeprefix("open_")
+    if column in TOKENS and column in side.items:
+        return side.floats(column)
     if side.record["kind"] == "grounding" and key in side.items:
         return side.floats(key)
     return None
@@ -195,14 +245,16 @@ def _multilabel(key: str, side: Side) -> Built:
 
     def score(outputs: Outputs) -> Statistic:
         ranking = rank(outputs["ranks"].T, positive.T, negative.T)
-        decides = details["score"] != "cosine"
+        decides = side.record["kind"] == "probe" or details["score"] != "cosine"
         found = FindingScores(positive, negative, outputs["said"], ranking, decides)
         index = found.names.index(key)
         return lambda weights: float(found(weights)[index])
 
     def outputs(of: Side) -> Outputs:
         scores = of.floats("scores")
-        middle = 0.5 if of.record["details"]["score"] == "softmax" else 0.0
+        # A probe's scores are margins, whatever its task's zero-shot scores are.
+        is_share = of.record["kind"] != "probe" and of.record["details"]["score"] == "softmax"
+        middle = 0.5 if is_share else 0.0
         return {"said": scores > middle, "ranks": _ranks(scores)}
 
     return score, outputs
@@ -219,6 +271,5 @@ def _ranks(scores: Floats) -> Floats:
 
 BUILDERS: dict[str, Callable[[str, Side], Built]] = {
     "classification": _classification,
-    "probe": _classification,
     "multilabel": _multilabel,
 }

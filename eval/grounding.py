@@ -30,13 +30,14 @@ from eval.readers import Dataset
 from eval.readers.base import ImageSource
 from eval.robustness import stored_images
 from eval.tables import text
-from eval.tasks import BROKEN, Inputs, Result, Score, cluster_indices, select
+from eval.tasks import BROKEN, Example, Inputs, Place, Result, Score, cluster_indices, select
 from vlp.config import UserError
 from vlp.data.image import ImageError, open_rgb
 
 OUTSIDE = "its boxes lie outside of what the model sees"
 EVERYTHING = "its boxes cover all that the model sees"
 EPSILON = 1e-12
+EXAMPLES = 4  # shown, of the best and of the worst each
 
 
 class Judged(NamedTuple):
@@ -51,6 +52,11 @@ class Scored(NamedTuple):
     """A phrase with its own map's scores and those of maps that know nothing of it."""
 
     phrase: Phrase
+    view: View
+    map: Tensor
+    """[h, w], of similarity_map."""
+    toward: bool
+    """Whether the map is higher in the boxes than outside: the contrast has no sign."""
     share: float
     """Of what the model sees, the part that lies in the boxes."""
     own: Judged
@@ -88,17 +94,16 @@ def evaluate(inputs: Inputs) -> Result:
         if not inside.any() or inside[valid].all():
             excluded[EVERYTHING if inside.any() else OUTSIDE] += 1
             continue
-        maps = [
-            enlarge(similarity_map(patches, texts[k], config.sigma), view, config)
-            for k in (i, others[i])
-            if k >= 0
-        ]
+        maps = [similarity_map(patches, texts[k], config.sigma) for k in (i, others[i]) if k >= 0]
+        pixels = [enlarge(one, view, config) for one in maps]
         own, centre, *other = (
             judge(values, inside, valid, config)
-            for values in (maps[0], centre_map(view), *maps[1:])
+            for values in (pixels[0], centre_map(view), *pixels[1:])
         )
+        toward = bool(pixels[0][inside].mean() > pixels[0][valid & ~inside].mean())
         share = float(inside[valid].mean())
-        scored.append(Scored(phrases[i], share, own, centre, other[0] if other else None))
+        blind = other[0] if other else None
+        scored.append(Scored(phrases[i], view, maps[0], toward, share, own, centre, blind))
     if not scored:
         raise UserError(f"tasks.{inputs.name}: nothing to score: {dict(excluded)}")
     return _result(inputs, scored, excluded)
@@ -256,6 +261,7 @@ def _result(inputs: Inputs, scored: Sequence[Scored], excluded: Counter[str]) ->
             },
             "by_finding": _by_finding(findings, strata, own),
         },
+        examples=_examples(inputs, scored),
         notes=["chance of cnr is that of a map without any contrast"],
         items=[_item(inputs, one) for one in scored],
     )
@@ -271,6 +277,48 @@ def _item(inputs: Inputs, scored: Scored) -> dict[str, Any]:
         "category": phrase.category,
         **judged._asdict(),
     }
+
+
+def _examples(inputs: Inputs, scored: Sequence[Scored]) -> list[Example]:
+    """The phrases whose maps stand out most in their boxes, and those whose maps avoid them most;
+    an image is shown once."""
+
+    def contrast_of(one: Scored) -> float:
+        return one.own.cnr if one.toward else -one.own.cnr
+
+    order = sorted(scored, key=contrast_of, reverse=True)
+    groups = {"most contrast in the boxes": order, "least contrast in the boxes": order[::-1]}
+    seen: set[int] = set()
+    examples = []
+    for group, candidates in groups.items():
+        room = EXAMPLES
+        for one in candidates:
+            sample = one.phrase.item.sample
+            if not room or sample in seen:
+                continue
+            seen.add(sample)
+            room -= 1
+            name = inputs.dataset.samples[sample].image
+            place = _place(inputs, one, contrast_of(one))
+            hit = one.own.pointing == 1
+            said = " / ".join(one.phrase.texts)
+            examples.append(Example(group, name, said, sample, [], hit, place))
+    return examples
+
+
+def _place(inputs: Inputs, one: Scored, contrast: float) -> Place:
+    view = one.view
+    (height, width), (across, down), (left, top) = view.size, view.scale, view.offset
+    return Place(
+        map=[[round(value, 4) for value in row] for row in one.map.tolist()],
+        smooth=inputs.task.grounding.interpolation == "bilinear",
+        seen=(-left / across, -top / down, (width - left) / across, (height - top) / down),
+        boxes=one.phrase.boxes,
+        size=view.stored,
+        contrast=contrast,
+        iou=one.own.miou,
+        pointing=one.own.pointing,
+    )
 
 
 def _by_finding(findings: np.ndarray, strata: Ints, own: Floats) -> dict[str, dict[str, Any]]:

@@ -55,12 +55,14 @@ class CalibrationConfig:
 
     bins: int = 15
     """Bins of equal width for the expected calibration error and the reliability diagram."""
+    split: str = ""
+    """The split on whose labels a temperature is fitted, such as val: never the one that is scored.
+    Empty: none is fitted."""
     labelled: int = 100
-    """Items that are set apart, with whole clusters, to fit a temperature; at most half of them.
-    The others show what it gains. 0: no temperature is fitted."""
+    """How many images of it, drawn by the seed; none of a patient (`cluster`) that is scored."""
 
     def __post_init__(self) -> None:
         if self.bins < 2:
             raise ValueError(f"calibration.bins={self.bins}: set it to 2 or more")
-        if self.labelled < 0:
-            raise ValueError(f"calibration.labelled={self.labelled}: set it to 0 or more")
+        if self.labelled < 1:
+            raise ValueError(f"calibration.labelled={self.labelled}: set it to 1 or more")

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import expit
 
 from eval import metrics
+from eval.calibration import as_questions, calibration
 from eval.class_scores import mean_of_known
 from eval.config import TaskConfig
 from eval.metrics import Bools, Floats, Interval, Ints
@@ -133,6 +134,7 @@ def evaluate(inputs: Inputs) -> Result:
             "ensemble": task.ensemble,
             "score": task.multilabel.score if scored.decides else "cosine",
             "per_class": scored.table(classes, found[len(scored.names) :]),
+            **_calibration(inputs, asked, (labels, margins), clusters),
         },
         examples=_examples(inputs, items, labels, margins, classes) if scored.decides else [],
         notes=[
@@ -299,6 +301,24 @@ def _margins(
     if not inputs.task.multilabel.negative:
         return cosines
     return cosines[:, : len(pairs)] - cosines[:, len(pairs) :]
+
+
+def _calibration(
+    inputs: Inputs,
+    asked: dict[str, tuple[list[str], list[str]]],
+    scored: tuple[Ints, Floats],
+    clusters: Ints,
+) -> dict[str, Any]:
+    """`calibration` of the answers to each finding's question; {} where nothing is decided."""
+    if not inputs.task.multilabel.negative:
+        return {}
+    labelled = None
+    if inputs.labelled is not None:
+        items, labels, _ = scored_items(inputs.labelled, list(asked))
+        labelled = as_questions(labels, _margins(inputs.labelled, asked, items))
+    known = (scored[0] != UNKNOWN).sum(axis=1)
+    found = calibration(inputs, as_questions(*scored), np.repeat(clusters, known), labelled)
+    return {"calibration": found}
 
 
 def scored_items(inputs: Inputs, classes: list[str]) -> tuple[list[Item], Ints, Counter[str]]:

@@ -1,24 +1,20 @@
 """report.html: one self-contained page with scores, plots and examples to look at."""
 
-import base64
 import functools
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from eval import figures
 from eval.console import interval, percent, remarks, shown
+from eval.pictures import placed, thumbnail
 from eval.results import Record
 from eval.suite import Run, TaskRun
 from vlp.config import write_text
 from vlp.curves import Panel, draw, read_metrics, series_of
-from vlp.data.image import open_rgb
 
-THUMBNAIL = 224  # pixels of the longer side
 LABELS = {
     "accuracy": "accuracy",
     "mean_per_class_recall": "mean per-class recall",
@@ -51,7 +47,7 @@ def write_report(run: Run) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "label": label, "plot": figures.interval}
-    environment.globals |= {"shown": shown, "interval": interval}
+    environment.globals |= {"shown": shown, "interval": interval, "placed": placed}
     size = run.model.preprocess["size"]
     page = environment.get_template("report.html.j2").render(
         run=run,
@@ -92,7 +88,7 @@ def _section(name: str, done: TaskRun) -> dict[str, Any]:
     groups: dict[str, list[Record]] = {}
     for example in record["examples"]:
         groups.setdefault(example["group"], []).append(example)
-    show = functools.cache(lambda index: _thumbnail(done, index))
+    show = functools.cache(lambda index: thumbnail(done, index))
     return {
         "name": name,
         "task": done.task,
@@ -107,17 +103,6 @@ def _section(name: str, done: TaskRun) -> dict[str, Any]:
         "prompts": _prompts(record["details"]),
         "drawings": list(_drawings(record)),
     }
-
-
-def _thumbnail(done: TaskRun, index: int | None) -> str:
-    """A data: URI of a small JPEG; '' for a query without image or a task that shows none."""
-    if index is None or not done.task.show_images:
-        return ""
-    image = open_rgb(done.dataset.images.read(index))
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _breakdowns(details: Record) -> Iterator[tuple[str, list[tuple[str, Record, Record]]]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from eval.catalogue import with_data
 from eval.config import DataConfig, EvalConfig, TaskConfig, chosen_tasks
 from eval.embed import Embedder, ImageFeatures
 from eval.extras import Extras
+from eval.labelled import labelled_part
 from eval.leakage import training_sha256
 from eval.readers import Dataset, open_dataset
 from eval.results import Record, finished, labels_sha256, run_header, task_header, write_task
@@ -36,7 +37,7 @@ KINDS: dict[str, ModuleType] = {
 
 
 Prepared = tuple[dict[str, TaskConfig], dict[DataConfig, Dataset]]
-"""Tasks by name, and the data of each."""
+"""Tasks by name, and the data of each and of its calibration.split."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def run_suite(config: EvalConfig, suite: str, command: str) -> Run | None:
         embedder = Embedder(model, cache, config.batch_size, config.workers, progress, team)
         if not team.is_main:
             corrupted = corrupted_sets(datasets.values(), config.robustness)
-            embedder.help([*datasets.values(), *corrupted])
+            labelled = labelled_sets(config, tasks, datasets)
+            embedder.help([*datasets.values(), *labelled.values(), *corrupted])
             team.leave()
             return None
         out.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,10 @@ def _score_rest(
         name: task_header(header, name, task, datasets[task.data], labels[task.data])
         for name, task in tasks.items()
     }
+    for name, part in labelled_sets(config, tasks, datasets).items():
+        options = headers[name]["options"]
+        calibration = [part.fingerprint, labels_sha256(part)]
+        headers[name]["options"] = {**options, "calibration": calibration}
     records = {}
     for name in tasks if not config.overwrite else ():
         if record := finished(out, headers[name]):
@@ -142,7 +148,29 @@ def prepare(config: EvalConfig, suite: str) -> Prepared:
     datasets = _open_datasets(tasks, Path(config.data_root), suite)
     for name, task in tasks.items():
         KINDS[task.kind].check(f"{suite}: tasks.{name}", task, datasets[task.data])
+    labelled_sets(config, tasks, datasets)
     return tasks, datasets
+
+
+def labelled_sets(
+    config: EvalConfig, tasks: dict[str, TaskConfig], datasets: dict[DataConfig, Dataset]
+) -> dict[str, Dataset]:
+    """Task -> the images that its temperature is fitted on, for tasks that ask for it.
+
+    Raises:
+        UserError: a split without such images.
+    """
+    return {
+        name: labelled_part(
+            f"tasks.{name}", task, datasets[task.data], datasets[_other_split(task)], config.seed
+        )
+        for name, task in tasks.items()
+        if task.calibration.split
+    }
+
+
+def _other_split(task: TaskConfig) -> DataConfig:
+    return replace(task.data, split=task.calibration.split)
 
 
 def score(
@@ -157,6 +185,7 @@ def score(
         The task's name, its result and the embeddings behind it.
     """
     extras = Extras(config, [datasets[task.data] for task in tasks.values()], embedder)
+    labelled = labelled_sets(config, tasks, datasets)
     features: dict[str, ImageFeatures] = {}
     ahead = [datasets[task.data].fingerprint for task in tasks.values()]
     for position, (name, task) in enumerate(tasks.items()):
@@ -169,6 +198,10 @@ def score(
         else:
             features.pop(dataset.fingerprint, None)
         inputs = Inputs(task, dataset, images, embedder, name, config.seed, config.replicates)
+        if name in labelled:
+            few = embedder.images(labelled[name], f"{name}, {task.calibration.split}")
+            part = replace(inputs, dataset=labelled[name], images=few)
+            inputs = replace(inputs, labelled=part)
         evaluate = KINDS[task.kind].evaluate
         yield name, extras.added_to(evaluate(inputs), inputs, evaluate), images
 
@@ -185,12 +218,16 @@ def _open_datasets(
 ) -> dict[DataConfig, Dataset]:
     datasets: dict[DataConfig, Dataset] = {}
     for name, task in tasks.items():
-        if task.data in datasets:
-            continue
-        try:
-            datasets[task.data] = open_dataset(task.data, root)
-        except UserError as error:
-            raise UserError(f"{suite}: tasks.{name}.data: {error}") from None
+        wanted = {"data": task.data}
+        if task.calibration.split:
+            wanted["calibration.split"] = _other_split(task)
+        for key, data in wanted.items():
+            if data in datasets:
+                continue
+            try:
+                datasets[data] = open_dataset(data, root)
+            except UserError as error:
+                raise UserError(f"{suite}: tasks.{name}.{key}: {error}") from None
     return datasets
 
 

@@ -41,6 +41,27 @@ class Example:
     """Index of the sample whose image is shown; None where the query is a text."""
     answers: list["Answer"]
     right: bool
+    place: "Place | None" = None
+    """Of a phrase: where in the image the model finds it, and where it is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A phrase's map over the patches of an image, and its boxes."""
+
+    map: list[list[float]]
+    """[h][w]: smoothed cosines, as they are scored."""
+    smooth: bool
+    """Whether they are interpolated between patches, or each patch is one colour."""
+    seen: tuple[float, float, float, float]
+    """Left, top, right, bottom of the model's input, in pixels of the stored image."""
+    boxes: list[tuple[float, float, float, float]]
+    size: tuple[int, int]
+    """Width and height of the stored image."""
+    contrast: float
+    """The contrast-to-noise ratio with its sign: negative where the map is lower in the boxes."""
+    iou: float
+    pointing: float
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,8 @@ class Inputs:
     name: str
     seed: int
     replicates: int
+    labelled: "Inputs | None" = None
+    """The few images of another split on which a temperature is fitted; see eval/labelled.py."""
 
     def interval(self, values: Floats, clusters: Ints, strata: Ints | None = None) -> Interval:
         """The bootstrap interval of a mean, or of the mean over strata."""

@@ -88,6 +88,7 @@ def item_rows(
             "cluster": text(q.item.row.get(inputs.task.cluster)) or q.id,
             "value": float(value),
             "question_type": q.kind,
+            "closed": q.closed,
             "question": q.question,
             "label": q.gold,
             **more,

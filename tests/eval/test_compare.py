@@ -8,9 +8,10 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from eval.__main__ import main
-from eval.contrasts import Side, compare_score
+from eval.contrasts import Side, compare_score, why_not
 from eval.paired import Resampling
 from eval.results import read_folder
+from tests.eval.test_probe import FINDINGS, write_findings
 from tests.eval.tiny import fails, suite_config, write_model, write_table
 
 FEW = Resampling(0, 100, 100)
@@ -61,9 +62,11 @@ def test_classification(key: str) -> None:
     found = compare_score(key, a, b, FEW)
     assert found is not None
     told = [s.record["scores"][key]["value"] for s in (a, b)]
-    assert found.value == pytest.approx(told[1] - told[0])
-    assert found.low < found.value < found.high
-    assert 0 < found.p <= 1
+    change = found.difference
+    assert change.value == pytest.approx(told[1] - told[0])
+    assert change.low < change.value < change.high
+    assert 0 < change.p <= 1
+    assert (found.n, found.clusters) == (60, 30)
 
 
 def test_multilabel() -> None:
@@ -88,7 +91,7 @@ def test_multilabel() -> None:
         found = compare_score(key, *sides, FEW)
         assert found is not None
         told = [s.record["scores"][key]["value"] for s in sides]
-        assert found.value == pytest.approx(told[1] - told[0])
+        assert found.difference.value == pytest.approx(told[1] - told[0])
 
 
 def test_recall_of_either_direction() -> None:
@@ -105,7 +108,8 @@ def test_recall_of_either_direction() -> None:
     found = [
         compare_score(f"{way}_recall@2", a, b, FEW) for way in ("image_to_text", "text_to_image")
     ]
-    assert [f.value for f in found if f] == pytest.approx([1 / 3, 0.5])
+    assert [f.difference.value for f in found if f] == pytest.approx([1 / 3, 0.5])
+    assert [(f.n, f.clusters) for f in found if f] == [(3, 2), (2, 2)]
 
 
 def test_means_over_findings() -> None:
@@ -116,7 +120,47 @@ def test_means_over_findings() -> None:
     a, b = judged([0.0, 1.0, 2.0], 1.25), judged([1.0, 1.0, 3.0], 2.0)
     found = compare_score("cnr", a, b, FEW)
     assert found is not None
-    assert found.value == pytest.approx(0.75)
+    assert found.difference.value == pytest.approx(0.75)
+
+
+def test_parts_of_the_questions_by_hand() -> None:
+    """Items 0 to 2 are closed, 3 to 5 open; 0 and 3 have an image of the training split."""
+
+    def answered(values: list[float], f1: list[float], scores: dict) -> Side:
+        items = {
+            "id": [str(i) for i in range(6)],
+            "value": values,
+            "closed": [True] * 3 + [False] * 3,
+            "token_f1": [None] * 3 + f1,
+            "seen_in_training": [True, False, False] * 2,
+        }
+        return side("vqa", items, scores)
+
+    a = answered(
+        [1, 0, 0, 0, 0, 1],
+        [0.5, 0.0, 1.0],
+        {
+            **{"closed_accuracy": 1 / 3, "open_accuracy": 1 / 3, "open_token_f1": 0.5},
+            "accuracy_on_unseen_images": 1 / 4,
+        },
+    )
+    b = answered(
+        [1, 1, 0, 1, 1, 1],
+        [1.0, 0.8, 1.0],
+        {
+            **{"closed_accuracy": 2 / 3, "open_accuracy": 1.0, "open_token_f1": 2.8 / 3},
+            "accuracy_on_unseen_images": 3 / 4,
+        },
+    )
+    for key, n in {
+        **{"closed_accuracy": 3, "open_accuracy": 3, "open_token_f1": 3},
+        "accuracy_on_unseen_images": 4,
+    }.items():
+        found = compare_score(key, a, b, FEW)
+        assert found is not None
+        told = [s.record["scores"][key]["value"] for s in (a, b)]
+        assert found.difference.value == pytest.approx(told[1] - told[0])
+        assert found.n == n
 
 
 def test_items_have_to_give_the_score() -> None:
@@ -129,6 +173,7 @@ def test_items_have_to_give_the_score() -> None:
 def test_an_unknown_score_is_not_made_up() -> None:
     a = side("vqa", {"id": ["x"], "value": [1.0]}, {"open_token_f1": 0.5})
     assert compare_score("open_token_f1", a, a, FEW) is None
+    assert why_not("open_token_f1", a) == "can't be had from the items of t.json"
 
 
 # --- the program ----------------------------------------------------------------------------
@@ -244,3 +289,100 @@ def test_what_can_not_be_compared(root: Path) -> None:
     (root / "a" / "parity.json").unlink()
     with fails("no task in common"):
         main(["compare", a, b])
+
+
+def told_and_found(root: Path, a: str, b: str) -> tuple[set, set, list[str]]:
+    """(all scores of the records, those that are compared, why the others are not)."""
+    folders = [str(root / a), str(root / b)]
+    few = ["scores=all", "permutations=100", "replicates=100"]
+    main(["compare", *folders, *few, f"out={root / 'found.json'}"])
+    found = json.loads((root / "found.json").read_text())
+    told = {(t, key) for t, record in read_folder(root / a).items() for key in record["scores"]}
+    for line in found["scores"]:
+        assert line["difference"]["value"] == pytest.approx(line["b"] - line["a"])
+        assert 0 < line["clusters"] <= line["n"]
+    compared = {(line["task"], line["score"]) for line in found["scores"]}
+    return told, compared, found["not_compared"]
+
+
+def test_every_score_of_every_kind(tmp_path: Path, models: list[Path]) -> None:
+    rows = [
+        {
+            "caption": f"number {i}",
+            "parity": ["even", "odd"][i % 2],
+            "patient": f"p{i // 2}",
+            "found": ["x", "y", "x|y"][i % 3],
+            "label_text": ["a spot", "a stripe"][i % 2],
+            "category_name": ["spot", "stripe"][i % 2],
+            "boxes": [[i, 4, 12, 16]],
+            "question": f"Is it {i}?",
+            "answer": ["yes", "no"][i % 2],
+        }
+        for i in range(12)
+    ]
+    write_table(tmp_path / "set", rows)
+    common = {"source": "made up", "data": TABLE}
+    tasks = {
+        "pairs": {**TASKS["pairs"], "ks": [1, 3]},
+        "parity": {**TASKS["parity"], "positive": "odd", "metric": "f1"},
+        "findings": {
+            **common,
+            "kind": "multilabel",
+            "label": "found",
+            "classes": {"x": ["x"], "y": ["y"]},
+            "templates": ["{c}"],
+            "multilabel": {"labels": "list"},
+        },
+        "boxes": {**common, "kind": "grounding"},
+        "closed": {**common, "kind": "vqa", "fixed_options": ["yes", "no"]},
+    }
+    score(tmp_path, models, tasks=tasks)
+    told, found, reasons = told_and_found(tmp_path, "a", "b")
+    assert {task for task, _ in told} == set(tasks)
+    assert found == told
+    assert reasons == []
+
+
+def always_yes(images: list, prompts: list[str]) -> list[str]:
+    return ["yes"] * len(prompts)
+
+
+def sees_a_mass(images: list, prompts: list[str]) -> list[str]:
+    return ["a mass" if "What" in prompt else "no" for prompt in prompts]
+
+
+def test_every_score_of_a_generative_model(tmp_path: Path, models: list[Path]) -> None:
+    rows = [
+        {"question": q, "answer": a, "answer_type": kind}
+        for q, a, kind in [
+            ("Is it?", "yes", "closed"),
+            ("Is it not?", "no", "closed"),
+            ("What is it?", "a large mass", "open"),
+            ("What else?", "nothing", "open"),
+        ]
+    ]
+    write_table(tmp_path / "set", rows)
+    task = {"kind": "vqa", "source": "made up", "data": TABLE, "fixed_options": ["yes", "no"]}
+    for name, function in (("a", "always_yes"), ("b", "sees_a_mass")):
+        suite_config(tmp_path, models[0], {"it": task})
+        model = f"model=python:{__name__}:{function}"
+        main([str(tmp_path / "suite.yaml"), model, f"out={tmp_path / name}"])
+    told, found, reasons = told_and_found(tmp_path, "a", "b")
+    parts = ("accuracy", "closed_accuracy", "open_accuracy", "open_token_f1", "open_token_recall")
+    assert told == found == {("it", key) for key in parts}
+    assert reasons == []
+
+
+def test_probes_of_findings_and_what_is_said_of_shots(tmp_path: Path, models: list[Path]) -> None:
+    write_findings(tmp_path / "set", {"train": 40, "val": 20, "test": 20})
+    for name, model in zip("ab", models, strict=True):
+        suite_config(tmp_path, model, {"findings": FINDINGS}, out=str(tmp_path / name))
+        few = ["probe.shots=[1]", "probe.seeds=1"]
+        main(["probe", str(tmp_path / "suite.yaml"), *few])
+    told, found, reasons = told_and_found(tmp_path, "a/probe", "b/probe")
+    left = {"zero_shot_auroc", "auroc_1_shot"}
+    assert found == {(task, key) for task, key in told if key not in left}
+    assert ("findings", "macro_f1") in found, "decisions are by the sign of the probe's margin"
+    said = "\n".join(reasons)
+    assert "findings: auroc_1_shot is a mean over draws of training images" in said
+    assert "findings: zero_shot_auroc is that of the suite without training" in said

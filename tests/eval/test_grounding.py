@@ -200,7 +200,32 @@ def test_a_model_that_knows_finds_the_boxes(tmp_path: Path) -> None:
     expected = ((shares[0] + shares[1]) / 2 + shares[2]) / 2
     assert result.scores["pointing"].chance == pytest.approx(expected)
     assert result.items[0]["id"] == "0.png: red square"
+    best, *_ = result.examples
+    assert best.group == "most contrast in the boxes"
+    assert (best.title, best.right) == ("0.png", True)
+    assert best.place is not None
+    # Each 4 x 4 cell of the 64 that are seen, of which the crop of 96 x 64 leaves the middle.
+    assert (len(best.place.map), len(best.place.map[0])) == (16, 16)
+    assert best.place.seen == (16, 0, 80, 64)
+    assert best.place.size == (96, 64)
+    assert best.place.boxes == [(20, 4, 40, 24)]
+    assert best.place.map[3][3] > 0.9 > 0.1 > best.place.map[12][12]
     assert set(result.details["by_finding"]) == {"a", "b"}
+
+
+def test_examples_are_the_best_and_the_worst_by_sign(tmp_path: Path) -> None:
+    """Ten images; in one of them the box is where the phrase is not."""
+    rows = [{"label_text": "red square", "boxes": [[20 + i, 4, 20, 20]]} for i in range(10)]
+    inputs = colour_inputs(tmp_path, rows, sigma=0.0)
+    inputs.dataset.samples[4].rows[0]["boxes"] = [[60, 40, 16, 16]]
+    examples = grounding.evaluate(inputs).examples
+    assert [e.group.split()[0] for e in examples] == ["most"] * 4 + ["least"] * 4
+    worst = examples[4]
+    assert (worst.title, worst.right) == ("4.png", False)
+    contrasts = [e.place.contrast for e in examples if e.place]
+    assert contrasts[:4] == sorted(contrasts[:4], reverse=True)
+    assert contrasts[4] < 0 < contrasts[5] <= contrasts[6] <= contrasts[7] <= contrasts[3]
+    assert len({e.title for e in examples}) == 8, "an image is shown once"
 
 
 def test_smoothing_blurs_the_contrast(tmp_path: Path) -> None:

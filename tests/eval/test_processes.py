@@ -29,6 +29,15 @@ TASKS = {
         "templates": ["{c}", "a {c} number"],
         "ensemble": "biovil",
     },
+    "tempered": {
+        "kind": "classification",
+        "source": "made up",
+        "data": {**TABLE, "split": "test"},
+        "label": "parity",
+        "classes": {"even": ["even"], "odd": ["odd"]},
+        "templates": ["{c}"],
+        "calibration": {"split": "val", "labelled": 4},
+    },
     "closed": {
         "kind": "vqa",
         "source": "made up",
@@ -71,6 +80,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "caption": f"number {i}",
             "parity": ["even", "odd"][i % 2],
+            "split": ["test", "val"][i % 3 == 0],
             "question": f"Is it {i}?",
             "answer": ["yes", "no"][i % 2],
         }
