@@ -14,6 +14,7 @@ import time
 from vlp import distributed
 from vlp.config import UserError, load_config, run_program
 from vlp.interrupt import STOPPED, Interrupt
+from vlp.text import forgetting
 from vlp.text.settings import TextRunConfig
 from vlp.text.trainer import TextTrainer
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
 
 
 def train(config: TextRunConfig, interrupt: Interrupt) -> None:
-    """One run.
+    """One run; at the end of one with a base, what it gained and what it forgot.
 
     Raises:
         SystemExit: status 75, it was stopped and saved.
@@ -44,6 +45,9 @@ def train(config: TextRunConfig, interrupt: Interrupt) -> None:
     if not trainer.fit(interrupt):
         raise SystemExit(STOPPED)
     if trainer.world.is_main:
+        if config.init == "continual":
+            stand = forgetting.roles(config.corpora, config.mixture, config.base_corpora)
+            print(forgetting.report(config.folder, stand))
         print(f"model: {config.folder / 'model'}")
 
 

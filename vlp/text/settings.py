@@ -223,6 +223,9 @@ class TextRunConfig:
     """Which pieces are to be predicted."""
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     """What is learnt besides."""
+    base_corpora: list[str] = field(default_factory=list)
+    """Corpora that stand for the base's text in the report of gain and loss (forgetting.json), such
+    as replayed ones. Empty: those that no stage of the mixture names."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank changes instead of all weights."""
     optimizer: OptimizerConfig = field(
@@ -250,11 +253,30 @@ class TextRunConfig:
         needs = self.init == "continual" or self.vocabulary == "inherited"
         if needs and not self.base and not self.arms:
             raise ValueError("base: init=continual and vocabulary=inherited need a model's folder")
-        if self.init == "scratch" and (self.lora.rank or self.train.mixout):
-            raise ValueError("lora and train.mixout need init=continual")
+        self._check_continual()
         for arm in self.arms:
             if not re.fullmatch(r"[\w-]+", arm):
                 raise ValueError(f"arms.{arm}: use letters, digits, _ and -")
+
+    def _check_continual(self) -> None:
+        """Refuse what can't be together."""
+        lora, train = self.lora, self.train
+        if self.init == "scratch" and (lora.rank or train.mixout):
+            raise ValueError("lora and train.mixout need init=continual")
+        if lora.rank and train.mixout:
+            raise ValueError("lora.rank, train.mixout: with LoRA the base's weights never move")
+        if lora.rank and self.vocabulary == "own":
+            raise ValueError("lora.rank: new pieces are not learnt; set vocabulary=inherited")
+        if lora.dropout and train.activation_checkpointing:
+            raise ValueError(
+                "lora.dropout: what is computed again would draw anew; set it to 0 or "
+                "train.activation_checkpointing=false"
+            )
+        if self.optimizer.image_layer_decay != 1:
+            raise ValueError("optimizer.image_layer_decay: here are no images")
+        for name in self.base_corpora:
+            if name not in self.corpora:
+                raise ValueError(f"base_corpora: no such corpus {name}; see corpora")
 
     @property
     def folder(self) -> Path:
