@@ -2,74 +2,41 @@
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from vlp import distributed
-from vlp.config import UserError, to_dict
+from vlp.config import to_dict
 from vlp.data.device import on_device
 from vlp.data.loader import DataConfig, RankPositions, batches
 from vlp.data.schedule import BatchSchedule
-from vlp.data.text import CaptionTokenizer, PackedText
+from vlp.data.text import PackedText
 from vlp.engine import Engine
-from vlp.flops import peak_flops
 from vlp.grad_cache import reduction
-from vlp.models.text_tower import TextConfig
-from vlp.reporting import Costs, Window
-from vlp.text import compute
-from vlp.text.base import Base, load_base, start
+from vlp.reporting import Window
+from vlp.text import build, compute
+from vlp.text.base import load_base
 from vlp.text.batches import TextBatch, TextSamples, split_rows
 from vlp.text.cache import PackedCorpora, unigram_bits_per_character
-from vlp.text.evaluation import Score, bits_per_character
-from vlp.text.export import FACTS, save_encoder, versions
-from vlp.text.lora import add_lora, merged
-from vlp.text.masked_lm import MaskedLM
+from vlp.text.evaluation import bits_per_character
+from vlp.text.export import save_encoder, versions
+from vlp.text.lora import merged
 from vlp.text.masking import Words
 from vlp.text.mixout import Mixout
+from vlp.text.model import Losses, TextModel
+from vlp.text.objectives import objectives
 from vlp.text.prepare import open_run
-from vlp.text.settings import EncoderConfig, TextRunConfig
+from vlp.text.sections import retrieve_mates
+from vlp.text.settings import TextRunConfig
 from vlp.text.store import Report
-
-
-class Losses(NamedTuple):
-    """Of one forward pass.
-
-    Attributes:
-        masked: summed cross-entropy of the masked tokens, in nats.
-        others: this rank's share of each further objective, by its name.
-    """
-
-    masked: Tensor
-    others: dict[str, Tensor]
-
-
-class TextModel(nn.Module):
-    """A masked language model, and the heads of what else it learns."""
-
-    def __init__(self, lm: MaskedLM, heads: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.lm = lm
-        self.heads = nn.ModuleDict(heads)
-
-    def forward(
-        self, text: PackedText, places: Tensor, targets: Tensor, extra: Mapping[str, Any]
-    ) -> Losses:
-        """A TextBatch's fields -> losses; of the objectives, those that something was drawn for."""
-        others = {name: self.heads[name](self.lm.bert, drawn) for name, drawn in extra.items()}
-        return Losses(self.lm(text, places, targets), others)
-
-    def compile_layers(self) -> None:
-        """torch.compile the encoder's layers in place, for any number of tokens."""
-        for layer in self.lm.bert.encoder["layer"].children():
-            layer.compile(dynamic=True)
 
 
 class TextTrainer(Engine[TextRunConfig, TextBatch]):
@@ -90,48 +57,43 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
         """
         world = distributed.start(config.train.device, 2 * config.train.timeout)
         base = load_base(config.base) if config.init == "continual" else None
-        config = with_architecture(config, base)
+        config = build.with_architecture(config, base)
         self.data = open_run(config, world, report if world.is_main else lambda line: None)
         self.tokenizer, self.base = self.data.tokenizer, base
         train, batch = config.train, config.train.batch_size
         sizes = {name: self.data.stores[name].bytes() for name in self.data.trained}
-        tokens = {name: self.data.train[name] for name in self.data.trained}
+        tokens = {name: self.data.train[name] for name in sizes}
         self.corpora = PackedCorpora(tokens, sizes, config.mixture, self.tokenizer, batch)
-        self.encoder = encoder_config(config, base, self.tokenizer)
-        self.costs = compute.costs_of(self.encoder, config.lora)
-        self.spending = compute.RunCosts(self.corpora, self.costs, config.masking.share, batch)
-        schedule = BatchSchedule(batch, {}, batch, 1, run_steps(config, self.spending))
+        self.encoder = build.encoder_config(config, base, self.tokenizer)
+        lm, self.notes = build.masked_lm(config, self.encoder, base, self.tokenizer)
+        self.objectives = objectives(config, self.data.train, sizes, self.tokenizer)
+        model = TextModel(lm, {name: each.head for name, each in self.objectives.items()})
+        if train.compile:
+            model.compile_layers()
+        model.to(world.device)
+        costs = compute.costs_of(self.encoder, config.lora)
+        self.spending = compute.RunCosts(
+            *(self.corpora, costs, config.masking.share, batch),
+            compute.objective_flops(self.objectives, self.encoder),
+        )
+        schedule = BatchSchedule(batch, {}, batch, 1, build.run_steps(config, self.spending))
         self.positions = partial(RankPositions, batch=schedule, rank=world.rank, ranks=world.size)
         self.positions(0, 0)  # batches that the ranks can't share are refused now
-        words = Words(self.tokenizer.tokenizer)
-        self.samples = TextSamples(self.corpora, config.masking, words, config.seed, batch, {})
+        self.samples = TextSamples(
+            *(self.corpora, config.masking, Words(self.tokenizer.tokenizer), config.seed, batch),
+            {name: each.drawer for name, each in self.objectives.items()},
+        )
+        self.mates = build.held_out_mates(config, self.data.held_out, self.tokenizer)
         self.floors = {
             name: unigram_bits_per_character(self.data.train[name], held_out)
             for name, held_out in self.data.held_out.items()
         }
-        self.notes: list[str] = []
-        self.scores: dict[str, Score] = {}
-        self.weights: dict[str, float] = {}
         self.parts: dict[str, Tensor] = {}
-        model = self._build(config).to(world.device)
         self.mixout = Mixout(model, train.mixout, config.seed) if train.mixout else None
-        flops = partial(_flops, self.costs, config.masking.share)
-        costs = Costs(config.model.length, flops, peak_flops(world.device), world.device)
-        super().__init__(config, world, model, schedule, Window(0, costs))
-
-    def _build(self, config: TextRunConfig) -> TextModel:
-        """The model with its first weights, the same on every rank."""
-        torch.manual_seed(config.seed)
-        lm = MaskedLM(self.encoder, self.tokenizer.pad_id)
-        if self.base is not None:
-            self.notes = start(lm, self.base, self.tokenizer)
-        if config.lora.rank:
-            add_lora(lm.bert, config.lora)
-        model = TextModel(lm, {})
-        lm.set_grad_checkpointing(config.train.activation_checkpointing)
-        if config.train.compile:
-            model.compile_layers()
-        return model
+        window = Window(0, build.window_costs(config, costs, world))
+        super().__init__(config, world, model, schedule, window)
+        if isinstance(self.parallel, FSDPModule):
+            register_fsdp_forward_method(self.parallel, "embed")
 
     # -- data -----------------------------------------------------------------------------------
 
@@ -145,6 +107,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
             "model.length": config.model.length,
             "mixture": [config.mixture.seed, stages],
             "masking": dataclasses.asdict(config.masking),
+            "objectives": dataclasses.asdict(config.objectives),
             "corpora": {name: self.data.stores[name].key for name in self.data.trained},
             "tokens": {name: self.data.train[name].meta["tokens"] for name in self.data.trained},
         }
@@ -177,12 +140,14 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
                     loss = losses.masked * share
                     masked += loss.detach()
                     for name, other in losses.others.items():
-                        loss = loss + self.weights[name] * other
+                        loss = loss + self.objectives[name].weight * other
                     if last:  # here ranks begin to wait for each other
                         self.watchdog.at(self.step, "backward")
                     loss.backward()
         self.parts = {name: value.detach() for name, value in losses.others.items()}
-        total = masked + sum(self.weights[name] * value for name, value in self.parts.items())
+        total = masked + sum(
+            self.objectives[name].weight * value for name, value in self.parts.items()
+        )
         self.parts["masked"] = masked
         return total
 
@@ -227,7 +192,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
         stage = int(np.searchsorted(sampler.starts, position - 1, side="right")) - 1
         rows = position - sampler.starts[stage]
         found = {"stage": stage + 1, "epoch": rows / sampler.orders[stage].epoch_size}
-        if self.weights:
+        if self.objectives:
             for name, value in self.parts.items():
                 found[f"train/loss/{name}"] = distributed.mean(value).item()
         return found
@@ -243,17 +208,19 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
         """See Engine: bits per character of each corpus' held-out text."""
         self.model.eval()
         with self.averaged():
-            self.scores = {
+            scores = {
                 name: bits_per_character(self._summed, store, self.tokenizer, self.world.device)
                 for name, store in self.data.held_out.items()
             }
+            recall = self._recall_of_mates()
         self.model.train()
         found = {}
-        for name, score in self.scores.items():
+        for name, score in scores.items():
             found[f"val/bits_per_character/{name}"] = score.bits_per_character
             found[f"val/unigram_floor/{name}"] = self.floors[name]
             found[f"val/nats_per_piece/{name}"] = score.nats_per_piece
             found[f"val/unknown_pieces/{name}"] = score.unknown
+        found |= recall
         if found:
             self.reporter.log(self.step, found)
 
@@ -263,6 +230,24 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
             # Sharded models compute by way of their outermost module alone.
             losses: Losses = self.model(text, places, targets, {})
             return losses.masked
+
+    def _recall_of_mates(self) -> dict[str, float]:
+        """Share of held-out sections whose mate is found, among so many documents."""
+        if self.mates is None:
+            return {}
+        wanted = self.config.objectives.sections
+        with torch.no_grad(), self.autocast:
+            recall = retrieve_mates(self.mates, self._embed, wanted.documents, wanted.pairs)
+        return {
+            "val/sections_recall@1": (recall.second_of_first + recall.first_of_second) / 2,
+            f"val/sections_recall/{wanted.second}_of_{wanted.first}": recall.second_of_first,
+            f"val/sections_recall/{wanted.first}_of_{wanted.second}": recall.first_of_second,
+            "val/sections_documents": recall.documents,
+        }
+
+    def _embed(self, text: PackedText) -> Tensor:
+        self.watchdog.at(self.step, "evaluate")
+        return self.model.embed("sections", text.to(self.world.device))
 
     # -- save -----------------------------------------------------------------------------------
 
@@ -280,7 +265,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
 
     def history(self, step: int) -> dict[str, Any]:
         """What the weights after `step` steps have behind them: pretraining.json."""
-        spent, before = self.spending.spent(step), base_flops(self.base)
+        spent, before = self.spending.spent(step), build.base_flops(self.base)
         return {
             "steps": step,
             "tokens": spent.tokens,
@@ -298,50 +283,3 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
             "settings": to_dict(self.config),
             "versions": versions(),
         }
-
-
-def with_architecture(config: TextRunConfig, base: Base | None) -> TextRunConfig:
-    """The settings with the base's architecture, where there is one."""
-    if base is None:
-        return config
-    shape = base.encoder(config.model.length, base.config.vocab_size)
-    keys = ("max_positions", "width", "layers", "heads", "mlp_width")
-    model = EncoderConfig(length=config.model.length, **{key: getattr(shape, key) for key in keys})
-    return dataclasses.replace(config, model=model)
-
-
-def encoder_config(
-    config: TextRunConfig, base: Base | None, tokenizer: CaptionTokenizer
-) -> TextConfig:
-    """The encoder's settings, with the size of the vocabulary."""
-    if base is None:
-        return config.model.bert(tokenizer.vocab_size)
-    return base.encoder(config.model.length, tokenizer.vocab_size)
-
-
-def run_steps(config: TextRunConfig, spending: compute.RunCosts) -> int:
-    """Steps of the run: as given; as many as a budget of operations pays for; or all stages but the
-    last, and then `epochs` of the last one."""
-    train = config.train
-    if train.flops:
-        return spending.steps_for(train.flops)
-    if train.steps:
-        return train.steps
-    before = sum(stage.steps for stage in config.mixture.stages)
-    rows = train.epochs * spending.sampler.orders[-1].epoch_size
-    return before + max(1, round(rows / train.batch_size))
-
-
-def base_flops(base: Base | None) -> float:
-    """What was spent on the base, as far as its folder tells."""
-    if base is None or not (base.folder / FACTS).is_file():
-        return 0.0
-    try:
-        return float(json.loads((base.folder / FACTS).read_text("utf-8"))["flops"]["all"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{base.folder / FACTS}: no flops.all in it: {error!r}") from None
-
-
-def _flops(costs: compute.Costs, share: float, _: int, lengths: Tensor) -> float:
-    """Useful operations of sequences of these lengths, of whose pieces a share is predicted."""
-    return costs.of(lengths.numpy(), round(share * int((lengths - 2).sum())))
