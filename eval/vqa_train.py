@@ -209,6 +209,10 @@ def score_head(inputs: Inputs, config: EvalConfig, splits: Splits, folder: Path)
     clusters, count = cluster_indices([q.item for q in test], inputs.task.cluster)
     known = {fold(answer) for answer in head.answers}
     shared = splits.shared(set(head.images))
+    rows = [
+        {"predicted": list(answers), "seen_in_training": q.item.sample in shared}
+        for q, answers in zip(test, zip(*said, strict=True), strict=True)
+    ]
     return Result(
         n=len(test),
         scores={
@@ -237,9 +241,7 @@ def score_head(inputs: Inputs, config: EvalConfig, splits: Splits, folder: Path)
         },
         examples=examples(inputs, test, said[0], _right(test, said[0]), _local(inputs, splits)),
         notes=_notes(inputs.name, head, splits, shared),
-        items=item_rows(
-            inputs, test, values, [{"predicted": list(row)} for row in zip(*said, strict=True)]
-        ),
+        items=item_rows(inputs, test, values, rows),
     )
 
 
