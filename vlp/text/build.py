@@ -15,10 +15,10 @@ from vlp.flops import peak_flops
 from vlp.models.text_tower import TextConfig
 from vlp.reporting import Costs
 from vlp.text import compute
-from vlp.text.base import Base, start
+from vlp.text.base import Base
 from vlp.text.cache import TokenStore
+from vlp.text.continual import adapt
 from vlp.text.export import FACTS
-from vlp.text.lora import add_lora
 from vlp.text.masked_lm import MaskedLM
 from vlp.text.sections import SectionMates
 from vlp.text.settings import EncoderConfig, TextRunConfig
@@ -59,9 +59,7 @@ def masked_lm(
     """
     torch.manual_seed(config.seed)
     lm = MaskedLM(encoder, tokenizer.pad_id)
-    notes = start(lm, base, tokenizer) if base is not None else []
-    if config.lora.rank:
-        add_lora(lm.bert, config.lora)
+    notes = adapt(lm, base, config, tokenizer) if base is not None else []
     lm.set_grad_checkpointing(config.train.activation_checkpointing)
     return lm, notes
 

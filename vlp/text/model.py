@@ -41,6 +41,12 @@ class TextModel(nn.Module):
         embedded: Tensor = self.heads[head].embed(self.lm.bert, text)  # type: ignore[operator]
         return embedded
 
+    def depths(self) -> dict[str, tuple[int, int]]:
+        """Each encoder parameter's (layer, number of the heads' layer), from the input."""
+        layers = self.lm.bert.depths()
+        last = max(layers.values()) + 1
+        return {f"lm.bert.{name}": (depth, last) for name, depth in layers.items()}
+
     def compile_layers(self) -> None:
         """torch.compile the encoder's layers in place, for any number of tokens."""
         for layer in self.lm.bert.encoder["layer"].children():

@@ -26,11 +26,12 @@ from vlp.text import build, compute
 from vlp.text.base import load_base
 from vlp.text.batches import TextBatch, TextSamples, split_rows
 from vlp.text.cache import PackedCorpora, unigram_bits_per_character
+from vlp.text.continual import base_scores, mixout
 from vlp.text.evaluation import bits_per_character
 from vlp.text.export import save_encoder, versions
+from vlp.text.forgetting import BASE_SCORE
 from vlp.text.lora import merged
 from vlp.text.masking import Words
-from vlp.text.mixout import Mixout
 from vlp.text.model import Losses, TextModel
 from vlp.text.objectives import objectives
 from vlp.text.prepare import open_run
@@ -89,7 +90,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
             for name, held_out in self.data.held_out.items()
         }
         self.parts: dict[str, Tensor] = {}
-        self.mixout = Mixout(model, train.mixout, config.seed) if train.mixout else None
+        self.mixout = mixout(lm, base, config)
         window = Window(0, build.window_costs(config, costs, world))
         super().__init__(config, world, model, schedule, window)
         if isinstance(self.parallel, FSDPModule):
@@ -110,6 +111,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
             "objectives": dataclasses.asdict(config.objectives),
             "corpora": {name: self.data.stores[name].key for name in self.data.trained},
             "tokens": {name: self.data.train[name].meta["tokens"] for name in self.data.trained},
+            **({"base's weights": self.mixout.digest()} if self.mixout else {}),
         }
 
     def batches(self) -> Iterator[tuple[TextBatch, TextBatch]]:
@@ -201,8 +203,13 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
 
     def begin(self) -> None:
         """See Engine: what the base can do before it is trained further."""
-        if self.base is not None:
-            self.evaluate()
+        if self.base is None:
+            return
+        self.evaluate()
+        if self.config.vocabulary == "own" and self.base.has_head and self.data.held_out:
+            stores = {name: self.data.stores[name] for name in self.data.held_out}
+            scores = base_scores(self.base, self.config, stores, self.world)
+            self.reporter.log(0, {BASE_SCORE + name: score for name, score in scores.items()})
 
     def evaluate(self) -> None:
         """See Engine: bits per character of each corpus' held-out text."""
