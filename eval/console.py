@@ -35,7 +35,7 @@ def print_table(name: str, records: Iterable[Record], report: Path) -> None:
                 shown(key, score["value"]),
                 interval(key, score),
                 shown(key, score["chance"]),
-                str(record["n"]),
+                str(items_behind(record, key)),
                 style="bold" if key in record["headline"] else "",
             )
             task = ""
@@ -62,6 +62,11 @@ def remarks(record: Record) -> list[str]:
         share = percent(details["majority_share"])
         lines.append(f"always the most frequent class: accuracy {share}")
     return lines
+
+
+def items_behind(record: Record, key: str) -> int:
+    """The number of items behind a score; that of the task in files which don't say."""
+    return int(record["scores"][key].get("n", record["n"]))
 
 
 def shown(key: str, value: float | None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from eval.console import shown
+from eval.console import items_behind, shown
 from eval.published import Published, published_scores
 from eval.results import Record, protocol, read_folder
 from vlp.config import UserError, load_config, write_text
@@ -131,7 +131,7 @@ def _cells(name: str, record: Record, first: Record, scores: str) -> Iterable[Ce
             low=score["low"],
             high=score["high"],
             chance=score["chance"],
-            n=record["n"],
+            n=items_behind(record, key),
             seed=record["options"]["seed"],
             model_sha256=record["model"]["sha256"],
             data_sha256=record["data"]["labels_sha256"],

@@ -27,6 +27,8 @@ class Score:
     high: float
     chance: float
     """Expected value of random guessing."""
+    n: int | None = None
+    """Items behind it, where they are fewer than the task's."""
 
 
 @dataclass(frozen=True)

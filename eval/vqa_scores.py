@@ -40,7 +40,7 @@ def majority_by_type(questions: Sequence[Question]) -> float:
 def score(inputs: Inputs, questions: Sequence[Question], values: Floats, clusters: Ints) -> Score:
     """The mean of items' credits with its interval and chance."""
     interval = inputs.interval(values, _from_zero(clusters))
-    return Score(float(values.mean()), *interval, chance(questions))
+    return Score(float(values.mean()), *interval, chance(questions), len(questions))
 
 
 def by_answer_type(

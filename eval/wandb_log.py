@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from eval.console import items_behind
 from eval.results import Record
 from eval.suite import Run
 from vlp.config import UserError, to_dict
@@ -77,4 +78,5 @@ def score_rows(records: Iterable[Record]) -> Iterable[tuple[Any, ...]]:
     for record in records:
         for key, score in record["scores"].items():
             numbers = (score[part] for part in ("value", "low", "high", "chance"))
-            yield record["task"], key, *numbers, record["n"], record["interval"]["clusters"]
+            n = items_behind(record, key)
+            yield record["task"], key, *numbers, n, record["interval"]["clusters"]

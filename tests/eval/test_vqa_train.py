@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from eval.config import EvalConfig, TaskConfig
+from eval.console import print_table
 from eval.embed import Embedder
 from eval.model import load_model
 from eval.tasks import Item
@@ -66,7 +67,9 @@ def config(folder: Path, **keys: object) -> EvalConfig:
     return suite_config(folder, model, {"it": TASK}, vqa_train=train, seed=1)
 
 
-def test_a_head_learns_what_the_image_shows(tmp_path: Path) -> None:
+def test_a_head_learns_what_the_image_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_set(tmp_path)
     record = train_suite(config(tmp_path), "suite.yaml", "c").tasks["it"].record
     scores = {name: score["value"] for name, score in record["scores"].items()}
@@ -80,6 +83,14 @@ def test_a_head_learns_what_the_image_shows(tmp_path: Path) -> None:
     assert (details["answers"], details["answers_not_in_training"]) == (5, 0)
     assert details["shared_images"] == 0
     assert record["n"] == 12
+    assert {name: score["n"] for name, score in record["scores"].items()} == {
+        "accuracy": 12,
+        "closed_accuracy": 6,
+        "open_accuracy": 6,
+    }
+    print_table("it", [record], Path("report.html"))
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
+    assert [row[-2].strip() for row in rows] == ["12", "6", "6"]
     shown = record["examples"][0]
     assert shown["right"]
     assert 0 <= shown["image"] < 6
