@@ -5,6 +5,7 @@ instead of ten. Each rank's output goes to a file.
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -30,16 +31,21 @@ def _context() -> Any:
 
 
 class Ranks:
-    """One run of train.py on `size` ranks.
+    """One run of train.py, or of another program, on `size` ranks.
 
     Attributes:
         processes: by rank.
     """
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str], size: int = 2, hook: Hook | None = None
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        size: int = 2,
+        hook: Hook | None = None,
+        program: str = "train",
     ) -> None:
-        """Start; `folder` gets rank-N.log."""
+        """Start the module `program`; `folder` gets rank-N.log."""
         folder.mkdir(parents=True, exist_ok=True)
         self.logs = [folder / f"rank-{rank}.log" for rank in range(size)]
         for log in self.logs:
@@ -56,7 +62,7 @@ class Ranks:
                 "MASTER_PORT": str(port),
             }
             process = context.Process(
-                target=_run, args=(place, self.logs[rank], list(arguments), hook)
+                target=_run, args=(place, self.logs[rank], list(arguments), hook, program)
             )
             process.start()
             self.processes.append(process)
@@ -105,10 +111,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def _run(place: dict[str, str], log: Path, arguments: list[str], hook: Hook | None) -> None:
-    from train import main
+def _run(
+    place: dict[str, str], log: Path, arguments: list[str], hook: Hook | None, program: str
+) -> None:
     from vlp.config import run_program
 
+    main = importlib.import_module(program).main
     os.environ.update(place)
     os.chdir(ROOT)
     # Loader processes start as they do under torchrun, and not from a server again.
