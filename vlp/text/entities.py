@@ -142,5 +142,5 @@ def score(counts: Counts, of: Callable[[Counts], Floats], resamples: int, seed: 
     each = of(counts.sum(1))
     value = float(each.mean())
     low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    bounds = (min(max(2 * value - bound, 0.0), 1.0) for bound in (high, low))
-    return Score(value, *(float(bound) for bound in bounds), tuple(each.tolist()))
+    below, above = (min(max(2 * value - float(bound), 0.0), 1.0) for bound in (high, low))
+    return Score(value, below, above, tuple(each.tolist()))
