@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlp.config import load_config
 from vlp.data.text import CaptionTokenizer
 from vlp.models.text_tower import PackedBert, TextConfig
 from vlp.text.cache import TokenStore, tokenize
@@ -101,15 +102,14 @@ class Home:
 
     def config(self, *overrides: str) -> TextRunConfig:
         """All objectives are on."""
-        from vlp.config import load_config
-
         file = self.folder / "run.yaml"
         file.write_text(
             "name: run\n"
             "corpora:\n"
             f"  reports: {{path: {self.folder}/r.jsonl, fields: [findings, impression]}}\n"
             f"  articles: {{path: {self.folder}/a.jsonl}}\n"
-            "model: {length: 24, max_positions: 32, width: 32, layers: 2, heads: 2, mlp_width: 48}\n"
+            "model: {length: 24, max_positions: 32, width: 32, layers: 2, heads: 2,\n"
+            "        mlp_width: 48}\n"
             "objectives:\n"
             "  next_sentence: 0.5\n"
             "  next_sentence_pairs: 8\n"
