@@ -7,9 +7,12 @@ no torch, since `data_prep` runs on machines that have none.
 """
 
 import ast
+import copy
 import dataclasses
+import functools
 import inspect
 import itertools
+import json
 import os
 import re
 import sys
@@ -55,10 +58,12 @@ def load_config(
     if any(arg in ("-h", "--help") for arg in argv):
         print(describe(cls, program))
         raise SystemExit(0)
-    merged = OmegaConf.structured(cls)
+    merged = copy.deepcopy(_defaults(typing.cast(typing.Hashable, cls)))
     for where, layer in _layers(argv, prepare):
         try:
-            merged = OmegaConf.merge(merged, layer)
+            # Each layer is used once, so nothing has to be copied: with a suite of many tasks the
+            # copies of `merge` would cost more than all else.
+            merged = OmegaConf.unsafe_merge(merged, layer)
         except (OmegaConfBaseException, ValueError) as error:
             raise UserError(f"{where}: {_explain(error)}") from None
     try:
@@ -68,6 +73,12 @@ def load_config(
         raise UserError(f"{key} is missing: set {key}=... or write it in a YAML file") from None
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(error)) from None
+
+
+@functools.cache
+def _defaults(cls: typing.Hashable) -> Any:
+    """A class's keys with their types and defaults; must not be changed."""
+    return OmegaConf.structured(cls)
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -133,8 +144,11 @@ def _override(arg: str) -> DictConfig:
     if arg.startswith("-"):
         raise UserError(f"{arg}: options are written key=value, without dashes")
     try:
-        # "key=" is the empty string; OmegaConf alone would read it as null.
-        return OmegaConf.from_dotlist([arg + '""' if arg.endswith("=") else arg])
+        key, _, value = arg.partition("=")
+        # "key=" is the empty string, which OmegaConf alone would read as null; no value of YAML may
+        # begin with @ or `.
+        text = not value or value[0] in "@`"
+        return OmegaConf.from_dotlist([f"{key}={json.dumps(value)}" if text else arg])
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{arg}: not a key=value pair: {_first_line(error)}") from None
 

@@ -1,5 +1,6 @@
 """Ranks, and collectives with gradient; everything works on one process without a group."""
 
+import itertools
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,7 +67,11 @@ def _store() -> dist.Store:
     connection = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
     # torchrun's store outlives the ranks that it starts again.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"biovlp-{attempt}", connection)
+    # What one run of this program has told the others must not be heard by its next run.
+    return dist.PrefixStore(f"biovlp-{attempt}-{next(_starts)}", connection)
+
+
+_starts = itertools.count()
 
 
 def stop() -> None:

@@ -10,11 +10,14 @@ one of its processes has not ended with 0.
 
 import os
 import time
+from functools import partial
 
 from vlp import distributed
 from vlp.config import UserError, load_config, run_program
 from vlp.interrupt import STOPPED, Interrupt
 from vlp.text import forgetting
+from vlp.text.clip_retrieval import encoder_retrieval
+from vlp.text.factorial import Approve, run_arms
 from vlp.text.settings import TextRunConfig
 from vlp.text.trainer import TextTrainer
 
@@ -24,7 +27,15 @@ def main(argv: list[str]) -> None:
     try:
         config = load_config(TextRunConfig, argv, "python -m vlp.text_pretrain")
         with Interrupt() as interrupt:
-            train(config, interrupt)
+            if config.arms:
+                run_arms(
+                    *(config, argv),
+                    partial(train, interrupt=interrupt),
+                    partial(encoder_retrieval, clip=config.clip, heard=lambda: interrupt.heard),
+                    print,
+                )
+            else:
+                train(config, interrupt=interrupt)
     except UserError:
         # Most faults are common to all ranks. Rank 0 tells, torchrun then stops the others; what
         # only another rank sees is told by that rank, after this pause.
@@ -35,13 +46,21 @@ def main(argv: list[str]) -> None:
         distributed.stop()
 
 
-def train(config: TextRunConfig, interrupt: Interrupt) -> None:
+def train(
+    config: TextRunConfig, approve: Approve = lambda flops: None, *, interrupt: Interrupt
+) -> None:
     """One run; at the end of one with a base, what it gained and what it forgot.
+
+    Args:
+        config: the settings.
+        approve: gets the operations that the model will have behind it, before the first step.
+        interrupt: listens for signals that stop the run.
 
     Raises:
         SystemExit: status 75, it was stopped and saved.
     """
     trainer = TextTrainer(config, report=print)
+    approve(trainer.history(trainer.schedule.steps)["flops"]["all"])
     if not trainer.fit(interrupt):
         raise SystemExit(STOPPED)
     if trainer.world.is_main:

@@ -121,6 +121,10 @@ def test_nothing_after_the_equals_sign_is_the_empty_string() -> None:
     assert load_config(Whole, ["name=", "note="]) == Whole(name="", note="")
 
 
+def test_a_value_may_begin_with_what_yaml_reserves() -> None:
+    assert load_config(Whole, ["name=@arm", "note=`x` y"]) == Whole(name="@arm", note="`x` y")
+
+
 def test_missing_required_key() -> None:
     with pytest.raises(UserError, match=r"name is missing: set name=\.\.\."):
         load_config(Whole, [])
