@@ -30,12 +30,12 @@ def main(argv: list[str]) -> None:
             if config.arms:
                 run_arms(
                     *(config, argv),
-                    partial(train, interrupt=interrupt),
+                    lambda arm, approve: train(arm, interrupt, approve),
                     partial(encoder_retrieval, clip=config.clip, heard=lambda: interrupt.heard),
                     print,
                 )
             else:
-                train(config, interrupt=interrupt)
+                train(config, interrupt)
     except UserError:
         # Most faults are common to all ranks. Rank 0 tells, torchrun then stops the others; what
         # only another rank sees is told by that rank, after this pause.
@@ -47,14 +47,14 @@ def main(argv: list[str]) -> None:
 
 
 def train(
-    config: TextRunConfig, approve: Approve = lambda flops: None, *, interrupt: Interrupt
+    config: TextRunConfig, interrupt: Interrupt, approve: Approve = lambda flops: None
 ) -> None:
     """One run; at the end of one with a base, what it gained and what it forgot.
 
     Args:
         config: the settings.
-        approve: gets the operations that the model will have behind it, before the first step.
         interrupt: listens for signals that stop the run.
+        approve: gets the operations that the model will have behind it, before the first step.
 
     Raises:
         SystemExit: status 75, it was stopped and saved.
