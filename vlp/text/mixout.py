@@ -13,7 +13,7 @@ Adam takes the same steps either way, except where the gradient is clipped.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -28,6 +28,9 @@ class Mixout:
 
     For a step the mixture stands in the parameters themselves. Hence their names, checkpoints,
     copies on other ranks, shards and activation checkpointing are as without it.
+
+    Attributes:
+        digest: names the weights at the start; a resumed run must have the same ones.
     """
 
     def __init__(self, model: nn.Module, share: float, seed: int) -> None:
@@ -49,13 +52,7 @@ class Mixout:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear)
         }
-
-    def digest(self) -> str:
-        """A name of the weights at the start: a resumed run must have the same ones."""
-        digest = hashlib.sha256()
-        for name, start in sorted(self.start.items()):
-            digest.update(name.encode() + start.cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        self.digest = _digest(self.start)
 
     @contextmanager
     def applied(self, step: int) -> Iterator[None]:
@@ -91,6 +88,14 @@ class Mixout:
             start = distribute_tensor(start, parameter.device_mesh, parameter.placements)
             self.start[name] = start
         return _local(start)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _local(tensor: Tensor) -> Tensor:

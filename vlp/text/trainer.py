@@ -111,7 +111,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
             "objectives": dataclasses.asdict(config.objectives),
             "corpora": {name: self.data.stores[name].key for name in self.data.trained},
             "tokens": {name: self.data.train[name].meta["tokens"] for name in self.data.trained},
-            **({"base's weights": self.mixout.digest()} if self.mixout else {}),
+            **({"base's weights": self.mixout.digest} if self.mixout else {}),
         }
 
     def batches(self) -> Iterator[tuple[TextBatch, TextBatch]]:

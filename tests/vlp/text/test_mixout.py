@@ -164,8 +164,8 @@ def test_a_column_stays_or_goes() -> None:
 
 def test_digest_names_the_start() -> None:
     start, model, mixout = moved()
-    assert mixout.digest() == Mixout(start, 0.1, seed=0).digest()
-    assert mixout.digest() != Mixout(model, 0.1, seed=0).digest()
+    assert mixout.digest == Mixout(start, 0.1, seed=0).digest
+    assert mixout.digest != Mixout(model, 0.1, seed=0).digest
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
