@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import loader, loss_memory, measure, on_cuda, text_tower, train_step
+from benchmarks import (
+    loader,
+    loss_memory,
+    measure,
+    on_cuda,
+    text_pretrain,
+    text_tower,
+    train_step,
+)
 from benchmarks.corpus import captions
 from benchmarks.measure import Result, Row, interleaved, load, median_row, paired_ratio, report
 from benchmarks.text_tower import CORPORA, draw_lengths
@@ -25,6 +33,7 @@ MODULES = {
     "loader": loader,
     "loss_memory": loss_memory,
     "measure": measure,
+    "text_pretrain": text_pretrain,
     "text_tower": text_tower,
     "train_step": train_step,
 }
@@ -67,6 +76,58 @@ def test_text_tower_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert 0 < found[f"{what}: tokens that are no padding"].value < 1
         assert found[f"{what}: padded to 64 (open_clip)"].ratio == 1
         assert found[f"{what}: packed (ours)"].value > 0
+
+
+def test_text_pretrain_is_exact_and_needs_less(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = "generated=150 length=64 rows=4 layers=2 width=64 repetitions=2 groups=true"
+    found = rows(
+        "text_pretrain", tmp_path, capsys, *settings.split(), "vocabulary.size=600", "device=cpu"
+    )
+    assert found["difference of the losses"].value < 1e-5
+    assert found["difference of the gradients"].value < 1e-5
+    padded, ours = text_pretrain.PADDED, text_pretrain.OURS
+    assert 0.5 < found[f"{padded}: real tokens"].value < 1
+    assert found[f"{ours}, memory"].value < found[f"{padded}, memory"].value
+    for way in (padded, text_pretrain.BLOCKS, text_pretrain.GROUPS, ours):
+        assert 0 < found[way].low <= found[way].value <= found[way].high
+    for unit in ("subword", "whole_word"):
+        assert found[f"making a batch, {unit}: ours"].value > 0
+    assert found["vocabulary: ours"].value > 0
+
+
+def test_peers_of_pretraining_see_our_sequences(tmp_path: Path) -> None:
+    """Collated without masks, padded with them, and cut into blocks: the same pieces in order."""
+    config = text_pretrain.TextPretrainConfig(generated=40, length=32, rows=3, width=64)
+    store = text_pretrain.read_texts(config, tmp_path)
+    folder = tmp_path / "vocabulary"
+    text_pretrain.vocabulary_rows(config, store, folder)
+    sides = text_pretrain.Sides(config, *text_pretrain.open_corpora(config, store, folder))
+    batch = sides.batches(1)
+    plain = sides.corpora.batch(range(3, 6))
+    assert torch.equal(batch.text.cu_seqlens, plain.cu_seqlens)
+    hidden = torch.zeros(len(plain.input_ids), dtype=torch.bool)
+    hidden[batch.places] = True
+    for theirs in (text_pretrain.padded(batch), text_pretrain.blocks(batch)):
+        real = theirs["attention_mask"].bool()
+        assert torch.equal(theirs["input_ids"][real], batch.text.input_ids)
+        assert torch.equal(theirs["labels"][real] != -100, hidden)
+        assert torch.equal(theirs["labels"][real][hidden], batch.targets)
+        assert not (theirs["labels"][~real] != -100).any()
+    collated = sides.padded(1)
+    real = collated["attention_mask"].bool()
+    chosen = collated["labels"] != -100
+    ids = torch.where(chosen, collated["labels"], collated["input_ids"])
+    assert torch.equal(ids[real], plain.input_ids)
+    # Whole words: what is chosen is chosen from a word's first piece to its last.
+    words = torch.from_numpy(sides.batches.words.number(plain.input_ids.numpy()))
+    for word in words[chosen[real]].unique():
+        assert chosen[real][words == word].all()
+    grouped = sides.grouped(0)
+    assert sum(map(text_pretrain.real_tokens, grouped)) == len(
+        sides.corpora.batch(range(24)).input_ids
+    )
 
 
 def test_train_step_is_exact_and_needs_fewer_operations(
@@ -221,6 +282,8 @@ def test_results_are_saved_and_shown_again(
     [
         ("loader", ["batch=3", "samples=10"], "batch=3 does not divide samples=10"),
         ("text_tower", ["shards=x"], "shards and tokenizer belong together"),
+        ("text_pretrain", ["width=100"], "width is a multiple of 64"),
+        ("text_pretrain", ["texts=/nowhere/*.jsonl"], "no file of kind 'jsonl' there"),
         ("measure", [], "name the JSON files"),
         ("train_step", ["corpora=[WIT]"], "corpora: known are ROCO, PMC"),
         ("train_step", ["image=vit_nothing"], "timm has no such model"),
