@@ -8,6 +8,8 @@ DGL-KE does (Zheng et al. 2020): a step encodes `negatives` names besides its ow
 is in the graph is true, and no negative.
 """
 
+import hashlib
+import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -194,6 +196,11 @@ class GraphLinks:
             config,
             seed,
         )
+
+    def digest(self) -> str:
+        """SHA-256 of the triples, whichever file they are from."""
+        names = json.dumps([self.triples.concepts, self.triples.relations]).encode()
+        return hashlib.sha256(self.triples.links.tobytes() + names).hexdigest()
 
     def draw(self, step: int, rank: int, ranks: int) -> Links:
         """A rank's triples of a step; all ranks have the same corruptions."""

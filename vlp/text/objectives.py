@@ -7,7 +7,7 @@ that are averaged over ranks, as DDP and FSDP do, are exact (see vlp.losses).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from torch import nn
@@ -19,7 +19,7 @@ from vlp.text.cache import TokenStore
 from vlp.text.graph import GraphHead, GraphLinks
 from vlp.text.next_sentence import NextSentence, NextSentenceHead
 from vlp.text.sections import SectionMates, SectionsHead
-from vlp.text.settings import TextRunConfig
+from vlp.text.settings import ObjectivesConfig, TextRunConfig
 
 
 class Drawer(Protocol):
@@ -81,6 +81,27 @@ def objectives(
         links = GraphLinks.open(wanted.graph, tokenizer, config.seed)
         head = GraphHead(width, len(links.triples.relations))
         found["graph"] = Objective(wanted.graph.weight, links, head)
+    return found
+
+
+def identity(config: ObjectivesConfig, used: Mapping[str, Objective]) -> dict[str, Any]:
+    """What the draws and the heads' shapes depend on, as JSON values.
+
+    Args:
+        config: the settings.
+        used: what `objectives` made of them.
+    """
+    found: dict[str, Any] = {}
+    if "next_sentence" in used:
+        found["next_sentence"] = config.next_sentence_pairs
+    if "sections" in used:
+        found["sections"] = asdict(config.sections)
+        for free in ("weight", "temperature", "documents"):
+            del found["sections"][free]
+    if "graph" in used:
+        links = used["graph"].drawer
+        assert isinstance(links, GraphLinks)
+        found["graph"] = [links.digest(), config.graph.batch, config.graph.negatives]
     return found
 
 

@@ -33,7 +33,7 @@ from vlp.text.forgetting import BASE_SCORE
 from vlp.text.lora import merged
 from vlp.text.masking import Words
 from vlp.text.model import Losses, TextModel
-from vlp.text.objectives import objectives
+from vlp.text.objectives import identity, objectives
 from vlp.text.prepare import open_run
 from vlp.text.sections import retrieve_mates
 from vlp.text.settings import TextRunConfig
@@ -88,6 +88,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
         self.floors = {
             name: unigram_bits_per_character(self.data.train[name], held_out)
             for name, held_out in self.data.held_out.items()
+            if world.is_main  # which reports; it reads whole corpora
         }
         self.parts: dict[str, Tensor] = {}
         self.mixout = mixout(lm, base, config)
@@ -108,7 +109,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
             "model.length": config.model.length,
             "mixture": [config.mixture.seed, stages],
             "masking": dataclasses.asdict(config.masking),
-            "objectives": dataclasses.asdict(config.objectives),
+            "objectives": identity(config.objectives, self.objectives),
             "corpora": {name: self.data.stores[name].key for name in self.data.trained},
             "tokens": {name: self.data.train[name].meta["tokens"] for name in self.data.trained},
             **({"base's weights": self.mixout.digest} if self.mixout else {}),
@@ -221,13 +222,13 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
             }
             recall = self._recall_of_mates()
         self.model.train()
-        found = {}
-        for name, score in scores.items():
+        found = dict(recall)
+        for name, floor in self.floors.items():
+            score = scores[name]
             found[f"val/bits_per_character/{name}"] = score.bits_per_character
-            found[f"val/unigram_floor/{name}"] = self.floors[name]
+            found[f"val/unigram_floor/{name}"] = floor
             found[f"val/nats_per_piece/{name}"] = score.nats_per_piece
             found[f"val/unknown_pieces/{name}"] = score.unknown
-        found |= recall
         if found:
             self.reporter.log(self.step, found)
 

@@ -106,8 +106,10 @@ class Home:
         file.write_text(
             "name: run\n"
             "corpora:\n"
-            f"  reports: {{path: {self.folder}/r.jsonl, fields: [findings, impression]}}\n"
-            f"  articles: {{path: {self.folder}/a.jsonl}}\n"
+            f"  reports: {{path: {self.folder}/r.jsonl, fields: [findings, impression],\n"
+            "            cleaning: {ill_formed: false, duplicates: none}}\n"
+            f"  articles: {{path: {self.folder}/a.jsonl,\n"
+            "             cleaning: {ill_formed: false, duplicates: none}}\n"
             "model: {length: 24, max_positions: 32, width: 32, layers: 2, heads: 2,\n"
             "        mlp_width: 48}\n"
             "objectives:\n"

@@ -1,5 +1,6 @@
 """All objectives together: what is drawn, and the same gradients on one process and on two."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.vlp.text.objectives_data import Home
 from vlp.config import UserError
 from vlp.data.text import PackedText
 from vlp.text import objectives as module
-from vlp.text.objectives import Objective, objectives
+from vlp.text.objectives import Objective, identity, objectives
 from vlp.text.sections import Recall, SectionMates, retrieve_mates
 
 NAMES = ["next_sentence", "sections", "graph"]
@@ -143,6 +144,29 @@ def test_retrieval_stops_at_the_documents_there_are(home: Home) -> None:
 
     place = [0]
     assert retrieve_mates(mates, embed, 10_000, part=4) == Recall(1.0, 1.0, there)
+
+
+def test_a_run_goes_on_with_the_same_draws_alone(home: Home, tmp_path: Path) -> None:
+    """Another file of the same triples, another weight: the same. Others are refused."""
+
+    def identity_of(*overrides: str) -> str:
+        wanted = home.config(*overrides).objectives
+        return json.dumps(identity(wanted, made(home, *overrides)))
+
+    copy = tmp_path / "copy.tsv"
+    graph = (home.folder / "graph.tsv").read_text()
+    copy.write_text(graph)
+    same = ("objectives.graph.weight=2", "objectives.sections.documents=3")
+    assert identity_of(f"objectives.graph.triples={copy}", *same) == identity_of()
+    copy.write_text(graph.replace("skull\n", "jaw\n"))
+    for change in (
+        f"objectives.graph.triples={copy}",
+        "objectives.graph.shuffled=true",
+        "objectives.graph.weight=0",
+        "objectives.sections.pairs=6",
+        "objectives.next_sentence_pairs=4",
+    ):
+        assert identity_of(change) != identity_of(), change
 
 
 def test_what_is_missing_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
