@@ -15,12 +15,13 @@ from eval.tables import Row, text
 from eval.tasks import Item
 
 Corners = tuple[float, float, float, float]
-"""Left, top, right, bottom, in pixels of the stored image."""
+"""Left, top, right, bottom, in pixels."""
 Mask = NDArray[np.bool_]
 
 NO_BOX = "a box is not four numbers"
 NO_AREA = "box without area"
 NO_PHRASE = "no phrase"
+NO_SIZE = "no size of the image on which boxes were drawn"
 MAX_BOXES = 10_000
 """Of one item; more are a mistake in the table."""
 
@@ -35,6 +36,20 @@ class Phrase:
     category: str
     """The finding over which scores are averaged."""
     boxes: list[Corners]
+    """As they are written."""
+    drawn_on: tuple[float, float] | None = None
+    """Width and height of the image in whose pixels they are; None for the stored one."""
+
+    def boxes_on(self, stored: tuple[int, int]) -> list[Corners]:
+        """The boxes in pixels of the stored image.
+
+        Args:
+            stored: its width and height.
+        """
+        if self.drawn_on is None:
+            return self.boxes
+        across, down = (have / had for have, had in zip(stored, self.drawn_on, strict=True))
+        return [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in self.boxes]
 
 
 @dataclass(frozen=True)
@@ -108,9 +123,12 @@ def phrases_of(config: GroundingConfig, items: Sequence[Item]) -> tuple[list[Phr
         # Some sets have points among their boxes. They cover nothing; the phrase's others count.
         boxes = [box for box in corners if box and box[2] > box[0] and box[3] > box[1]]
         left_out[NO_AREA] += len(corners) - len(boxes)
-        if boxes:
+        drawn_on = _size(config, item.row)
+        if config.size_columns and drawn_on is None:
+            left_out[NO_SIZE] += 1
+        elif boxes:
             texts = list(config.phrases.get(phrase, ())) or [phrase]
-            phrases.append(Phrase(item, texts, category, boxes))
+            phrases.append(Phrase(item, texts, category, boxes, drawn_on))
     return phrases, +left_out
 
 
@@ -145,6 +163,16 @@ def _corners(config: GroundingConfig, box: Any) -> Corners | None:
     right, bottom = (left + third, top + fourth) if config.box_format == "xywh" else (third, fourth)
     whole = all(math.isfinite(value) for value in (left, top, right, bottom))
     return (left, top, right, bottom) if whole else None
+
+
+def _size(config: GroundingConfig, row: Row) -> tuple[float, float] | None:
+    """Width and height that a row tells; None where it doesn't."""
+    try:
+        width, height = (float(text(row.get(column))) for column in config.size_columns)
+    except ValueError:  # not two numbers
+        return None
+    whole = math.isfinite(width) and math.isfinite(height) and min(width, height) > 0
+    return (width, height) if whole else None
 
 
 def _margin(new: int, wanted: int) -> int:

@@ -1,5 +1,6 @@
 """Small drawings for the report, as SVG: sharp in print, a few hundred bytes each."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,7 +175,9 @@ def reliability(calibration: Mapping[str, Any]) -> Markup:
 
 def _bins(rows: Sequence[Mapping[str, Any]], style: str) -> Line:
     points = [(row["confidence"], row["accuracy"]) for row in rows]
-    return Line(points, style, dots=[3.0] * len(points))
+    most = max((row["n"] for row in rows), default=1)
+    # By area: a bin of few answers shall not stand out by being off the line.
+    return Line(points, style, dots=[1.2 + 3.3 * math.sqrt(row["n"] / most) for row in rows])
 
 
 def risk_coverage(curve: Mapping[str, Any]) -> Markup:

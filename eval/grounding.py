@@ -72,6 +72,7 @@ def check(where: str, task: TaskConfig, dataset: Dataset) -> None:
     """
     config = task.grounding
     needed = dict.fromkeys(config.box_columns, "grounding.box_columns")
+    needed |= dict.fromkeys(config.size_columns, "grounding.size_columns")
     if not config.box_columns:
         needed[config.boxes] = "grounding.boxes"
     items = select(where, task, dataset, needed)
@@ -89,7 +90,7 @@ def evaluate(inputs: Inputs) -> Result:
     others = _other_phrases(phrases)
     scored = []
     for i, patches, view in _views(inputs, phrases, excluded):
-        inside, valid = view.mask(phrases[i].boxes), view.image()
+        inside, valid = view.mask(phrases[i].boxes_on(view.stored)), view.image()
         inside &= valid
         if not inside.any() or inside[valid].all():
             excluded[EVERYTHING if inside.any() else OUTSIDE] += 1
@@ -313,7 +314,7 @@ def _place(inputs: Inputs, one: Scored, contrast: float) -> Place:
         map=[[round(value, 4) for value in row] for row in one.map.tolist()],
         smooth=inputs.task.grounding.interpolation == "bilinear",
         seen=(-left / across, -top / down, (width - left) / across, (height - top) / down),
-        boxes=one.phrase.boxes,
+        boxes=one.phrase.boxes_on(view.stored),
         size=view.stored,
         contrast=contrast,
         iou=one.own.miou,

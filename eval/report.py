@@ -99,7 +99,7 @@ def _section(name: str, done: TaskRun) -> dict[str, Any]:
         "thumbnail": show,
         "shares": _row_shares(record["details"].get("confusion", [])),
         "tables": list(_breakdowns(record["details"])),
-        "per_class": _per_class(record["details"].get("per_class", {})),
+        "parts": _parts(record["details"]),
         "prompts": _prompts(record["details"]),
         "drawings": list(_drawings(record)),
     }
@@ -114,24 +114,18 @@ def _breakdowns(details: Record) -> Iterator[tuple[str, list[tuple[str, Record, 
                 what,
                 [(part, row, {"value": row["accuracy"], **row}) for part, row in table.items()],
             )
-    if table := details.get("by_finding"):
-        keys = [key for key in next(iter(table.values())) if key != "n"]
-        for key in keys:
-            scores = [
-                (part, row, {"value": row[key], "low": None, "high": None, "chance": None})
-                for part, row in table.items()
-            ]
-            yield f"finding, {label(key)}", scores
 
 
-def _per_class(table: Record) -> Record | None:
-    """Scores by class: their names, and a row for each class; None for a task without classes."""
-    if not table:
+def _parts(details: Record) -> Record | None:
+    """Scores by class or by finding: their names, and a row for each; None for another task."""
+    kind = next((key for key in ("per_class", "by_finding") if details.get(key)), None)
+    if kind is None:
         return None
-    first = next(iter(table.values()))
+    first = next(iter(details[kind].values()))
     counts = [key for key in ("n", "positives") if key in first]
     scores = [key for key in first if key not in counts and not key.endswith("_interval")]
-    return {"counts": counts, "scores": scores, "rows": table}
+    by = "class" if kind == "per_class" else "finding"
+    return {"by": by, "counts": counts, "scores": scores, "rows": details[kind]}
 
 
 def _prompts(details: Record) -> dict[str, list[str]]:
@@ -187,9 +181,10 @@ def _calibration_text(found: Record) -> list[str]:
     if fitted is not None:
         lines.insert(
             1,
-            f"A temperature fitted on {fitted['labelled']} labelled items changes the error on the "
-            f"other {fitted['n']} from {percent(fitted['ece_before'])} to "
-            f"{percent(fitted['ece_after'])} (orange) and no answer.",
+            f"A temperature fitted on {fitted['labelled']} labels of split {fitted['split']} "
+            f"changes it to {percent(fitted['ece_after'])} "
+            f"({percent(fitted['ece_after_low'])} – {percent(fitted['ece_after_high'])}; orange), "
+            "and no answer.",
         )
     return lines
 

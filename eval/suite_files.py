@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from omegaconf import OmegaConf
 
 from eval.config import EvalConfig, TaskConfig, problems
 from vlp.config import UserError, load_config
@@ -37,7 +38,7 @@ def with_included(suite: Path, content: dict[str, Any]) -> dict[str, Any]:
         return content
     own = content.get("tasks") or {}
     tasks = {
-        str(name): _laid_over(asdict(read_task(_task_file(suite, file))), own.get(name) or {})
+        str(name): _laid_over(_content(_task_file(suite, file)), own.get(name) or {})
         for name, file in included.items()
     }
     return {**content, "tasks": {**tasks, **{k: v for k, v in own.items() if k not in tasks}}}
@@ -57,6 +58,13 @@ def read_task(path: Path) -> TaskConfig:
         known = str(error).startswith(f"{path}: ")
         raise UserError(str(error) if known else f"{path}: {error}") from None
     return task
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The keys of a task's file, which is right by itself: so an error names this file."""
+    read_task(path)
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return cast(dict[str, Any], content)
 
 
 def _task_file(suite: Path, name: Any) -> Path:

@@ -81,7 +81,10 @@ class GroundingConfig:
     """The four columns of a table with one box a row: [x, y, w, h]; rows of one image with the same
     phrase make one item."""
     box_format: Literal["xywh", "corners"] = "xywh"
-    """Left, top, width, height, or left, top, right, bottom; in pixels of the stored image."""
+    """Left, top, width, height, or left, top, right, bottom; in pixels."""
+    size_columns: list[str] = field(default_factory=list)
+    """The columns with width and height of the image in whose pixels the boxes are, such as
+    [image_width, image_height]; for sets whose images were made smaller. Empty: the stored one."""
     phrases: dict[str, list[str]] = field(default_factory=dict)
     """For boxes with labels: label -> phrases, whose embeddings are averaged. Labels that aren't
     here are left out. Empty: the label itself."""
@@ -99,6 +102,8 @@ class GroundingConfig:
             raise ValueError(f"grounding.sigma must not be negative, got {self.sigma}")
         if len(self.box_columns) not in (0, 4):
             raise ValueError(f"grounding.box_columns needs four, got {list(self.box_columns)}")
+        if len(self.size_columns) not in (0, 2):
+            raise ValueError(f"grounding.size_columns needs two, got {list(self.size_columns)}")
         if not self.thresholds:
             raise ValueError("grounding.thresholds is empty: write at least one")
 

@@ -245,6 +245,23 @@ def test_boxes_fit_corrupted_images_which_are_smaller(tmp_path: Path) -> None:
     assert result.scores["miou"].value > 0.8
 
 
+def test_boxes_on_an_image_that_was_made_smaller(tmp_path: Path) -> None:
+    """The table's boxes are those of an image of twice the width and thrice the height."""
+    rows = [{"label_text": "red square", "boxes": [[20, 4, 20, 20]], "w": "192", "h": 192.0}]
+    plain = grounding.evaluate(colour_inputs(tmp_path, rows, sigma=0.0))
+    inputs = colour_inputs(tmp_path, rows, sigma=0.0, size_columns=["w", "h"])
+    inputs.dataset.samples[0].rows[0]["boxes"] = [[40, 12, 40, 60]]
+    found = grounding.evaluate(inputs)
+    assert found.scores == plain.scores
+    assert found.examples == plain.examples
+    for size in (None, "", "x", 0, -5, float("nan")):
+        inputs.dataset.samples[0].rows[0]["h"] = size
+        with fails("{'no size of the image on which boxes were drawn': 1}"):
+            grounding.check("it", inputs.task, inputs.dataset)
+    with pytest.raises(ValueError, match="size_columns needs two"):
+        GroundingConfig(size_columns=["w"])
+
+
 def test_mistakes_are_told_before_any_model(tmp_path: Path) -> None:
     inputs = colour_inputs(tmp_path, [{"label_text": "red", "boxes": []}])
     with fails("it: no phrase with boxes: all boxes are empty"):
@@ -252,6 +269,9 @@ def test_mistakes_are_told_before_any_model(tmp_path: Path) -> None:
     columns = colour_inputs(tmp_path, [{"label_text": "red", "boxes": []}], box_columns=[*"xywh"])
     with fails("it.grounding.box_columns: no column 'x'"):
         grounding.check("it", columns.task, columns.dataset)
+    sized = colour_inputs(tmp_path, [{"label_text": "red", "boxes": []}], size_columns=["u", "v"])
+    with fails("it.grounding.size_columns: no column 'u'"):
+        grounding.check("it", sized.task, sized.dataset)
 
 
 def test_boxes_of_real_blood_smears() -> None:
