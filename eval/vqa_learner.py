@@ -175,8 +175,10 @@ class Learner:
             prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             for prefix in (HEAD, TOWERS)
         }
-        if sum(map(len, parts.values())) != len(tensors) or self.config.layers > len(parts[HEAD]):
-            raise UserError(f"{where}: not the weights of an answer head; train again")
+        whole = sum(map(len, parts.values())) == len(tensors)
+        unasked = self.config.towers == "frozen" and parts[TOWERS]  # would change the model itself
+        if not whole or unasked or self.config.layers > len(parts[HEAD]):
+            raise UserError(f"{where}: not the weights of such a head; train again")
         self._measure(example)
         with torch.device("meta"):  # nothing is allocated for settings that the weights don't fit
             head = FusionHead(self.config, *self.sizes, len(self.vocabulary))

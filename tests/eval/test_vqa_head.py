@@ -94,6 +94,8 @@ def test_tuned_towers_are_saved_where_they_changed(tmp_path: Path) -> None:
     assert "towers.visual.conv1.weight" not in blind, "never looked at an image"
     assert "towers.token_embedding.weight" in blind
     assert numbers(record_of(given(tmp_path, tmp_path / "again", folder))) == numbers(record)
+    seeing["towers.nothing"] = torch.zeros(1)
+    assert_refused(tmp_path, tmp_path / "b", folder, seeing, "other settings (1 unexpected: noth")
 
 
 def test_other_splits_come_with_the_head(tmp_path: Path) -> None:
@@ -182,10 +184,12 @@ def test_weights_of_other_settings_are_told(trained: tuple[Path, dict], tmp_path
     tensors["head.answers.4.bias"] = torch.zeros(7)
     message = "1.safetensors: weights of other settings (1 of another shape: answers.4.bias (7,)"
     assert_refused(root, tmp_path / "a", folder, tensors, message)
-    assert_refused(root, tmp_path / "b", folder, {"x": torch.zeros(1)}, "not the weights of an")
+    message = "1.safetensors: not the weights of such a head; train again"
+    assert_refused(root, tmp_path / "b", folder, {"x": torch.zeros(1)}, message)
     tensors = load_file(root / "out" / "heads" / "it" / "1.safetensors")
-    tensors["towers.nothing"] = torch.zeros(1)
-    assert_refused(root, tmp_path / "c", folder, tensors, "1 unexpected: nothing")
+    # Frozen towers are the model's own: no head may change them.
+    tensors["towers.visual.conv1.weight"] = torch.zeros(64, 3, 8, 8)
+    assert_refused(root, tmp_path / "c", folder, tensors, message)
 
 
 def assert_refused(root: Path, out: Path, folder: Path, tensors: dict, message: str) -> None:
