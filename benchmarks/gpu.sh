@@ -5,10 +5,16 @@
 #   benchmarks/gpu.sh run [FOLDER]  on the CUDA machine, in a copy of this tree with .whl/:
 #                                   pytest -m gpu; on CUDA the training step against open_clip's
 #                                   (MFU, profiler's kernels, largest batches), the loss's memory,
-#                                   the text tower; our side of the loader. JSON results and logs
-#                                   into FOLDER (build/gpu), about 20 minutes on an H200.
+#                                   the text tower; our side of the loader; pretraining on text
+#                                   against transformers' loop and Trainer; a factorial of text
+#                                   encoders ten times the size of configs/text/small. JSON results
+#                                   and logs into FOLDER (build/gpu), about 20 minutes on an H200
+#                                   without the last two, which have not been timed there.
 #   benchmarks/gpu.sh run FOLDER STAGE ...   only these of: tests train_step loss_memory text_tower
-#                                   loader
+#                                   loader text_pretrain factorial
+#
+# TEXTS is a folder with the texts of configs/text/small (data/text_en). Without it text_pretrain
+# takes generated captions, and factorial is left out.
 #
 # The CUDA machine has Python 3.12 and an image for machine learning: torch 2.11, torchvision 0.26,
 # numpy, Pillow and pyarrow with what they need. Set PROVIDED to pack for another one.
@@ -18,7 +24,8 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 WANTED="open_clip_torch timm transformers tokenizers safetensors webdataset simplejpeg omegaconf
-  pyyaml ftfy rich pytest pytest-timeout hypothesis"
+  pyyaml ftfy rich accelerate pytest pytest-timeout hypothesis"
+TEXTS=${TEXTS:-data/text_en}
 PROVIDED=${PROVIDED:-"torch torchvision numpy pillow pyarrow filelock fsspec jinja2 markupsafe
   networkx sympy mpmath typing-extensions setuptools"}
 
@@ -48,10 +55,28 @@ pack() {
   [ "$kilobytes" -lt 61440 ] || fail ".whl is above 60 MB; name what the machine has in PROVIDED"
 }
 
+# Four arms of text encoders, three seeds; texts as configs/text/small names them.
+factorial() {
+  local seed pair settings=(runs="$1/runs" cache="$1/cache" clip=) folders=()
+  [ -d "$TEXTS" ] || { echo "factorial: left out, there is no folder $TEXTS; set TEXTS"; return 0; }
+  for pair in abstracts=pubmedqa_abstracts cases=pamj_cases_en patients=medquad_qa \
+    captions=figure_captions; do
+    settings+=("corpora.${pair%=*}.path=$TEXTS/${pair#*=}.jsonl")
+  done
+  : > "$1/factorial.log"
+  for seed in 0 1 2; do
+    folders+=("$1/runs/x10-$seed")
+    "$PYTHON" -m vlp.text_pretrain configs/text/small/factorial_x10.yaml "name=x10-$seed" \
+      "seed=$seed" "${settings[@]}" >> "$1/factorial.log" 2>&1 ||
+      { echo "factorial failed:"; tail -5 "$1/factorial.log"; return 1; } >&2
+  done
+  "$PYTHON" -m vlp.text.arms_report "${folders[@]}"
+}
+
 run() {
   local out=${1:-build/gpu} site="$scratch/site" failed=0
   [ $# -gt 0 ] && shift
-  local stages=${*:-tests train_step loss_memory text_tower loader}
+  local stages=${*:-tests train_step loss_memory text_tower loader text_pretrain factorial}
   "$PYTHON" -c 'import torch; print(torch.cuda.is_available())' > "$scratch/cuda" 2>&1 ||
     fail "$PYTHON has no torch that can be imported: $(tail -1 "$scratch/cuda"); set PYTHON"
   [ "$(tail -1 "$scratch/cuda")" = True ] ||
@@ -73,12 +98,19 @@ run() {
           $(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests) 2>&1 |
           tee "$out/tests.log" || failed=1
         continue ;;
-      train_step | loss_memory | text_tower) settings="device=cuda" ;;
-      loader) settings="peer=" ;;
-      *) fail "no stage '$stage': tests, train_step, loss_memory, text_tower, loader" ;;
+      train_step | loss_memory | text_tower) settings=(device=cuda) ;;
+      loader) settings=(peer=) ;;
+      text_pretrain)
+        settings=(device=cuda groups=true trainer_steps=100)
+        [ ! -d "$TEXTS" ] || settings+=("texts=$TEXTS/*.jsonl") ;;
+      factorial)
+        factorial "$out" || failed=1
+        continue ;;
+      *) fail "no stage '$stage': tests, train_step, loss_memory, text_tower, loader, text_pretrain,
+  factorial" ;;
     esac
     # One that fails must not take the others' results along.
-    if "$PYTHON" -m "benchmarks.$stage" "$settings" out="$out/$stage.json" \
+    if "$PYTHON" -m "benchmarks.$stage" "${settings[@]}" out="$out/$stage.json" \
       > "$out/$stage.log" 2>&1; then
       results+=("$out/$stage.json")
     else

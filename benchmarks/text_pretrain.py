@@ -16,7 +16,7 @@ padding. On the CPU a small BERT in fp32, on CUDA BERT-base under bf16 autocast.
   group_by_length. Not the same batches: each then has sequences of one length only.
 
 Batches are made beforehand, as loader processes do; what making them takes has its own rows. Also:
-training the vocabulary, beside their train_new_from_iterator.
+training the vocabulary, beside their train_new_from_iterator; with `trainer_steps` whole trainers.
 """
 
 import dataclasses
@@ -53,6 +53,7 @@ from benchmarks.text_sides import (
     blocks,
     padded,
 )
+from benchmarks.text_trainers import Job, trainer_rows
 from benchmarks.train_step import memory
 from vlp.config import UserError, load_config, run_program
 from vlp.data.text import CaptionTokenizer
@@ -97,6 +98,9 @@ class TextPretrainConfig:
     """What is hidden; the collator masks whole words all, never swaps them."""
     groups: bool = False
     """Whether to time length groups, too."""
+    trainer_steps: int = 0
+    """Steps over which transformers' whole Trainer and ours are timed, after as many that are not;
+    0: they are left out. Needs the package accelerate."""
     threads: int = 1
     """Threads on the CPU."""
     repetitions: int = 0
@@ -109,8 +113,8 @@ class TextPretrainConfig:
     def __post_init__(self) -> None:
         if self.width % 64 or min(self.rows, self.layers, self.width, self.repetitions) < 0:
             raise ValueError("width is a multiple of 64; rows, layers, repetitions 0 or more")
-        if self.length < 8 or self.threads < 1:
-            raise ValueError("length must be 8 or more, threads 1 or more")
+        if self.length < 8 or self.threads < 1 or self.trainer_steps < 0:
+            raise ValueError("length must be 8 or more, threads 1, trainer_steps 0")
 
 
 @dataclass(frozen=True)
@@ -349,6 +353,19 @@ def measure(config: TextPretrainConfig) -> Result:
         )
         rows += speed_rows(sides, config.groups)
         rows += making_rows(sides, config.masking)
+        if config.trainer_steps:
+            job = Job(
+                texts=str(store.meta["path"]),
+                vocabulary=folder / "vocabulary",
+                batches=sides.batches,
+                collate=sides.collate,
+                model=setting.model,
+                masking=config.masking,
+                steps=config.trainer_steps,
+                folder=folder,
+                device=setting.device,
+            )
+            rows += trainer_rows(job)
     facts["model"] = (
         f"BERT of {setting.model.layers} layers, width {setting.model.width}, "
         f"{setting.model.vocab_size:,} pieces; "

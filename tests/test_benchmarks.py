@@ -19,6 +19,7 @@ from benchmarks import (
     on_cuda,
     text_pretrain,
     text_tower,
+    text_trainers,
     train_step,
 )
 from benchmarks.corpus import captions
@@ -95,6 +96,31 @@ def test_text_pretrain_is_exact_and_needs_less(
     for unit in ("subword", "whole_word"):
         assert found[f"making a batch, {unit}: ours"].value > 0
     assert found["vocabulary: ours"].value > 0
+
+
+def test_whole_trainers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both count the real tokens of the steps that they time: the median row is a rate."""
+    settings = "generated=60 length=32 rows=2 layers=1 width=64 repetitions=1 vocabulary.size=300"
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+    found = rows(
+        "text_pretrain", tmp_path, capsys, *settings.split(), "trainer_steps=2", "device=cpu"
+    )
+    for way in (text_trainers.THEIRS, text_trainers.OURS):
+        assert 0 < found[way].low <= found[way].value < 1e6
+
+
+def test_clock_counts_what_it_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four steps with 1, 2, 4, 8 real tokens the last two: 12 tokens in 3 seconds."""
+    times = iter([10.0, 13.0])
+    monkeypatch.setattr(text_trainers, "_now", lambda: next(times))
+    clock = text_trainers.Clock(2)
+    for step, tokens in enumerate([1, 2, 4, 8]):
+        clock.on_step_begin(None, SimpleNamespace(global_step=step), None)
+        mask = torch.zeros(2, 8, dtype=torch.long)
+        mask.flatten()[:tokens] = 1
+        clock.count(None, (), {"attention_mask": mask})
+    clock.on_train_end(None, None, None)
+    assert clock.seconds_per_token() == 3 / 12
 
 
 def test_peers_of_pretraining_see_our_sequences(tmp_path: Path) -> None:

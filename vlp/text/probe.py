@@ -156,13 +156,15 @@ def probe(config: ProbeConfig, console: Console) -> dict[str, Any]:
     usual = setting.count("test", majority(setting.splits["train"], test, config.task))
     found: dict[str, Any] = {"baseline": {"scores": _plain(scores(setting, [usual]))}}
     for way in config.ways:
-        done = [train_way(setting, way, seed) for seed in range(config.seeds)]
-        reached = scores(setting, [counts for _, counts in done])
-        found[way] = {
-            "scores": _plain(reached),
-            "trained": done[0][0].trained,
-            "rates": [trained.rate for trained, _ in done],
-        }
+        rates, counts, size = [], [], 0
+        for seed in range(config.seeds):
+            best, of_test = train_way(setting, way, seed)
+            rates.append(best.rate)
+            counts.append(of_test)
+            size = best.trained
+            del best  # with its encoder
+        reached = scores(setting, counts)
+        found[way] = {"scores": _plain(reached), "trained": size, "rates": rates}
         first = next(iter(reached))
         console.print(f"{way}: {first} {reached[first].value:.3f}", highlight=False)
     result = {"data": setting.facts(), "found": found, "settings": to_dict(config)}
