@@ -1,4 +1,11 @@
-"""What continual pretraining gained on its target and lost on its base, side by side."""
+"""What continual pretraining gained on its target and lost on its base, side by side.
+
+Every run with `init=continual` prints it at its end and writes it as RUN/forgetting.json.
+
+    python -m vlp.text.forgetting RUN [RUN ...]
+
+prints one line for each run, or for each arm in the folder of several.
+"""
 
 import json
 import math
@@ -7,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlp.config import write_text
+from vlp.config import UserError, run_program, write_text
 from vlp.curves import read_metrics
 from vlp.text.mixture import MixtureConfig
 
@@ -160,6 +167,9 @@ def measured(metrics: Iterable[Mapping[str, Any]], roles: Mapping[str, Role]) ->
     )
 
 
+FILE = "forgetting.json"
+
+
 def report(folder: Path, roles: Mapping[str, Role]) -> str:
     """Write FOLDER/forgetting.json from FOLDER/metrics.jsonl; returns what to print.
 
@@ -168,5 +178,44 @@ def report(folder: Path, roles: Mapping[str, Role]) -> str:
         roles: of its corpora.
     """
     found = measured(read_metrics(folder / "metrics.jsonl"), roles)
-    write_text(folder / "forgetting.json", json.dumps(found.to_dict(), indent=2) + "\n")
+    write_text(folder / FILE, json.dumps(found.to_dict(), indent=2) + "\n")
     return str(found)
+
+
+def compared(folders: Sequence[Path]) -> str:
+    """A table of runs that have ended: what each gained, what each lost.
+
+    Args:
+        folders: of runs, or with arms in them.
+
+    Raises:
+        UserError: there is no report, or it is broken.
+    """
+    rows = []
+    for folder in folders:
+        files = [folder / FILE] if (folder / FILE).is_file() else sorted(folder.glob(f"*/{FILE}"))
+        if not files:
+            raise UserError(f"{folder / FILE}: missing; a run with init=continual ends with it")
+        for file in files:
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+                numbers = [found[key] for key in ("gain_on_target", "loss_on_base")]
+                cells = ["-" if number is None else f"{number:+.3f}" for number in numbers]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file}: not a report of gain and loss: {error!r}") from None
+            rows.append((str(file.parent), *cells))
+    width = max(len(name) for name, *_ in rows)
+    head = f"{'run':<{width}}  gain on target  loss on base   (bits per character)"
+    return "\n".join([head, *(f"{name:<{width}}  {g:>14}  {loss:>12}" for name, g, loss in rows)])
+
+
+def main(argv: list[str]) -> None:
+    """`python -m vlp.text.forgetting RUN [RUN ...]`."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)  # noqa: T201
+        raise SystemExit(0 if argv else 2)
+    print(compared([Path(folder) for folder in argv]))  # noqa: T201
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from vlp.text.forgetting import Forgetting, Role, measured, report, roles
+from vlp.config import UserError
+from vlp.text.forgetting import Forgetting, Role, compared, main, measured, report, roles
 from vlp.text.mixture import MixtureConfig, StageConfig
 
 ROLES: dict[str, Role] = {"general": "base", "papers": "target", "notes": "target"}
@@ -108,3 +109,29 @@ def test_roles(mixture: MixtureConfig, base: list[str], expected: dict[str, Role
 
 def test_a_run_without_scores_has_no_rows() -> None:
     assert measured([{"step": 3, "train/loss": 1.0}], ROLES) == Forgetting((), 0)
+
+
+def write(folder: Path, **numbers: float | None) -> None:
+    folder.mkdir(parents=True)
+    (folder / "forgetting.json").write_text(json.dumps(numbers))
+
+
+def test_runs_and_arms_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "one", gain_on_target=0.5, loss_on_base=0.25)
+    write(tmp_path / "arms" / "lora", gain_on_target=0.125, loss_on_base=None)
+    write(tmp_path / "arms" / "decay", gain_on_target=1.5, loss_on_base=-0.5)
+    main([str(tmp_path / "one"), str(tmp_path / "arms")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines == [
+        [str(tmp_path / "one"), "+0.500", "+0.250"],
+        [str(tmp_path / "arms" / "decay"), "+1.500", "-0.500"],
+        [str(tmp_path / "arms" / "lora"), "+0.125", "-"],
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"gain_on_target": "much"}'])
+def test_broken_reports_are_named(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "forgetting.json").write_text(content)
+    with pytest.raises(UserError, match=r"forgetting.json: (missing|not a report)"):
+        compared([tmp_path])
