@@ -161,7 +161,9 @@ def chance(task: TaskConfig) -> str:
     if task.kind == "classification" and task.classes:
         return f"{1 / len(task.classes):.1%}"
     if task.kind == "vqa":
-        return f"{1 / len(task.fixed_options):.1%}" if task.fixed_options else "1/options"
+        choices = [len(count.ranges) for count in task.vqa.counts.values()]
+        sizes = set(choices or [len(task.fixed_options)]) - {0}
+        return f"{1 / sizes.pop():.1%}" if len(sizes) == 1 else "1/options"
     if task.kind == "retrieval":
         n = task.expect.get("images")
         return f"{task.ks[0] / n:.2%}" if n else f"{task.ks[0]}/n"
