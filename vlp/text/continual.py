@@ -65,7 +65,7 @@ def base_scores(
         held_out = {name: tokenize(store, "val", folder, cache) for name, store in stores.items()}
         return CaptionTokenizer(folder, config.model.length), held_out
 
-    tokenizer, held_out = main_first(world, "base", tokens)
+    tokenizer, held_out = main_first(world, f"base of {config.name}", tokens)
     lm = MaskedLM(base.encoder(config.model.length, tokenizer.vocab_size), tokenizer.pad_id)
     start(lm, base, tokenizer)
     lm.to(world.device).eval()

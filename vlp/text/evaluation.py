@@ -56,7 +56,7 @@ def bits_per_character(
     store: TokenStore,
     tokenizer: CaptionTokenizer,
     device: torch.device | str = "cpu",
-    rows: int = 16,
+    rows: int = 32,
 ) -> Score:
     """Score a model in evaluation mode on a split; all ranks call it, each takes its share of it.
 

@@ -51,18 +51,32 @@ def open_run(config: TextRunConfig, world: World, report: Report) -> RunData:
     Raises:
         UserError: a corpus or the base's vocabulary can't be read.
     """
-    return main_first(world, "text", lambda: _open(config, report))
+    return main_first(world, f"text of {config.name}", lambda: _open(config, report))
 
 
 def main_first(world: World, name: str, make: Callable[[], T]) -> T:
-    """Call `make` on rank 0, then on the others, which wait for it however long it takes."""
-    key = f"made-{name}"
+    """Call `make` on rank 0, then on the others, which wait for it however long it takes.
+
+    `name` is of this call alone: what another run of the same processes has made says nothing.
+
+    Raises:
+        UserError: as `make`; or, on the others, rank 0 could not make it.
+    """
     if world.is_main:
-        made = make()
-        world.store.set(key, "1")
+        outcome = _FAILED
+        try:
+            made = make()
+            outcome = "made"
+        finally:
+            world.store.set(name, outcome)
         return made
-    world.store.wait([key], timedelta(days=30))
+    world.store.wait([name], timedelta(days=30))
+    if world.store.get(name).decode() == _FAILED:
+        raise UserError(f"rank 0 could not make the {name}: its own output says why")
     return make()
+
+
+_FAILED = "failed"
 
 
 def _open(config: TextRunConfig, report: Report) -> RunData:
