@@ -37,7 +37,7 @@ from vlp.data.image import ImageError, open_rgb
 OUTSIDE = "its boxes lie outside of what the model sees"
 EVERYTHING = "its boxes cover all that the model sees"
 EPSILON = 1e-12
-EXAMPLES = 4  # shown, of the best and of the worst each
+EXAMPLES = 3  # shown, of the best and of the worst each
 
 
 class Judged(NamedTuple):
@@ -281,30 +281,44 @@ def _item(inputs: Inputs, scored: Scored) -> dict[str, Any]:
 
 
 def _examples(inputs: Inputs, scored: Sequence[Scored]) -> list[Example]:
-    """The phrases whose maps stand out most in their boxes, and those whose maps avoid them most;
-    an image is shown once."""
+    """The phrases whose maps stand out most in their boxes, and those whose maps avoid them."""
 
     def contrast_of(one: Scored) -> float:
         return one.own.cnr if one.toward else -one.own.cnr
 
     order = sorted(scored, key=contrast_of, reverse=True)
     groups = {"most contrast in the boxes": order, "least contrast in the boxes": order[::-1]}
-    seen: set[int] = set()
-    examples = []
-    for group, candidates in groups.items():
-        room = EXAMPLES
-        for one in candidates:
-            sample = one.phrase.item.sample
-            if not room or sample in seen:
-                continue
-            seen.add(sample)
-            room -= 1
-            name = inputs.dataset.samples[sample].image
-            place = _place(inputs, one, contrast_of(one))
-            hit = one.own.pointing == 1
-            said = " / ".join(one.phrase.texts)
-            examples.append(Example(group, name, said, sample, [], hit, place))
-    return examples
+    taken: set[int] = set()
+    return [
+        Example(
+            group=group,
+            title=inputs.dataset.samples[one.phrase.item.sample].image,
+            text=" / ".join(one.phrase.texts),
+            image=one.phrase.item.sample,
+            answers=[],
+            right=one.own.pointing == 1,
+            place=_place(inputs, one, contrast_of(one)),
+        )
+        for group, ranked in groups.items()
+        for one in _first(ranked, taken)
+    ]
+
+
+def _first(ranked: Sequence[Scored], taken: set[int]) -> list[Scored]:
+    """The first few: each image once, and all findings before one comes again.
+
+    Args:
+        taken: samples that are shown already; those that are chosen are added.
+    """
+    chosen: list[Scored] = []
+    for again in (False, True):
+        for one in ranked:
+            sample, findings = one.phrase.item.sample, {c.phrase.category for c in chosen}
+            fits = sample not in taken and (again or one.phrase.category not in findings)
+            if fits and len(chosen) < EXAMPLES:
+                taken.add(sample)
+                chosen.append(one)
+    return chosen
 
 
 def _place(inputs: Inputs, one: Scored, contrast: float) -> Place:

@@ -219,13 +219,26 @@ def test_examples_are_the_best_and_the_worst_by_sign(tmp_path: Path) -> None:
     inputs = colour_inputs(tmp_path, rows, sigma=0.0)
     inputs.dataset.samples[4].rows[0]["boxes"] = [[60, 40, 16, 16]]
     examples = grounding.evaluate(inputs).examples
-    assert [e.group.split()[0] for e in examples] == ["most"] * 4 + ["least"] * 4
-    worst = examples[4]
+    assert [e.group.split()[0] for e in examples] == ["most"] * 3 + ["least"] * 3
+    worst = examples[3]
     assert (worst.title, worst.right) == ("4.png", False)
     contrasts = [e.place.contrast for e in examples if e.place]
-    assert contrasts[:4] == sorted(contrasts[:4], reverse=True)
-    assert contrasts[4] < 0 < contrasts[5] <= contrasts[6] <= contrasts[7] <= contrasts[3]
-    assert len({e.title for e in examples}) == 8, "an image is shown once"
+    assert contrasts[:3] == sorted(contrasts[:3], reverse=True)
+    assert contrasts[3] < 0 < contrasts[4] <= contrasts[5] <= contrasts[2]
+    assert len({e.title for e in examples}) == 6, "an image is shown once"
+
+
+def test_examples_are_of_different_findings(tmp_path: Path) -> None:
+    """Green squares have less contrast here, since their boxes are too large."""
+    rows = [
+        {"label_text": f"{c} square", "category_name": c, "boxes": [[20 + 2 * i, 4, 20, 20]]}
+        for i, c in enumerate(["red"] * 4 + ["green"] * 3)
+    ]
+    inputs = colour_inputs(tmp_path, rows, sigma=0.0)
+    for sample in inputs.dataset.samples[4:]:
+        sample.rows[0]["boxes"] = [[20, 4, 40, 40]]
+    examples = grounding.evaluate(inputs).examples
+    assert [e.text.split()[0] for e in examples] == ["red", "green", "red", "green", "red", "green"]
 
 
 def test_smoothing_blurs_the_contrast(tmp_path: Path) -> None:
