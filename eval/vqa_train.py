@@ -291,7 +291,8 @@ def _notes(name: str, head: Head, splits: Splits, shared: Collection[int]) -> li
         )
     if head.task != name:
         notes.append(f"the head was trained on {head.task}")
-    return [*notes, f"mean of {len(head.seeds)} trainings"]
+    count = len(head.seeds)
+    return [*notes, f"mean of {count} trainings" if count > 1 else "one training, of one seed"]
 
 
 def vocabulary(questions: Sequence[Question], least: int) -> list[str]:

@@ -138,7 +138,7 @@ def test_shared_images_are_seen_under_any_name_and_format(tmp_path: Path) -> Non
     assert record["notes"] == [
         "1 of 6 test images are training images, too; "
         "vqa_train.split=image_disjoint splits by image",
-        "mean of 1 trainings",
+        "one training, of one seed",
     ]
     assert record["details"]["shared_images"] == 1
     assert "accuracy_on_unseen_images" in record["scores"]
