@@ -128,9 +128,9 @@ def test_dropout_is_of_the_changes_alone_and_in_training_alone() -> None:
     # The mean over many draws is the value without dropout; 5 deviations of the mean.
     layer.train()
     with torch.no_grad():
-        draws = torch.stack([layer(x) for _ in range(4000)])
+        draws = torch.stack([layer(x) for _ in range(1000)])
         layer.eval()
-        assert ((draws.mean(0) - layer(x)).abs() <= 5 * draws.std(0) / 4000**0.5).all()
+        assert ((draws.mean(0) - layer(x)).abs() <= 5 * draws.std(0) / 1000**0.5).all()
 
 
 def test_a_rank_that_saves_nothing_is_refused() -> None:
