@@ -47,7 +47,11 @@ class TextModel(nn.Module):
         last = max(layers.values()) + 1
         return {f"lm.bert.{name}": (depth, last) for name, depth in layers.items()}
 
-    def compile_layers(self) -> None:
-        """torch.compile the encoder's layers in place, for any number of tokens."""
+    def compile_layers(self, **options: Any) -> None:
+        """torch.compile the encoder's layers in place, once for any number of tokens.
+
+        Args:
+            options: of `torch.compile`.
+        """
         for layer in self.lm.bert.encoder["layer"].children():
-            layer.compile(dynamic=True)
+            layer.compile(dynamic=True, **options)

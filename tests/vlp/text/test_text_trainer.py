@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from tests.vlp.text.tiny import arguments, make_home, settings
@@ -137,6 +138,24 @@ def test_activation_checkpointing_changes_nothing(home: Path) -> None:
     other, found = gradients(saving, batch)
     assert torch.equal(loss, other)
     assert all(torch.equal(found[name], gradient) for name, gradient in want.items())
+
+
+def test_compiled_layers_change_nothing(home: Path) -> None:
+    """Nor are they compiled again for batches of other sizes. To 1e-5 of the norm: fp32."""
+    torch._dynamo.reset()
+    plain, compiled = make(home, "name=w"), make(home, "name=c")
+    counter = CompileCounter()
+    compiled.model.compile_layers(backend=counter)
+    for rows in (8, 3, 5):
+        batch = plain.samples.__getitems__(list(range(rows)))
+        loss, want = gradients(plain, batch)
+        other, found = gradients(compiled, batch)
+        torch.testing.assert_close(other, loss, rtol=1e-5, atol=0)
+        for name, gradient in want.items():
+            assert (found[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), 1e-3), name
+        if rows == 8:
+            graphs = counter.frame_count
+    assert counter.frame_count == graphs > 0
 
 
 def test_a_batch_without_masked_tokens(home: Path) -> None:
