@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from eval.suite_files import load_suite
-from vlp.config import UserError, run_program
+from vlp.config import UserError, need, run_program
 
 COMMANDS: dict[str, str] = {
     "check": "eval.checking",
@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
 def score(argv: list[str]) -> None:
     """Score a model on a suite; writes TASK.json, TASK.items.parquet and report.html."""
     config = load_suite(argv, "python -m eval")
+    if config.wandb.mode != "disabled":
+        need("wandb", f"wandb.mode={config.wandb.mode}")
 
     # These import torch, which takes seconds: a mistake in the suite is told before.
     from eval.console import print_table

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.metrics import Floats, Ints
-from vlp.config import UserError
+from vlp.config import UserError, need
 
 STRENGTHS = np.logspace(2, -6, 17)
 """Weights of the penalty beside the mean loss, half a decade apart, the strongest first."""
@@ -84,11 +84,10 @@ def path(train: Labelled, classes: int) -> Iterator[Probe]:
     Raises:
         UserError: the training items have one class only, or scikit-learn isn't installed.
     """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise UserError("probes need scikit-learn: pip install 'scikit-learn>=1.5'") from None
+    need("sklearn", "a probe")
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     present = np.unique(train.labels)
     if len(present) < 2:
         raise UserError("all training items are of one class; a probe needs two")

@@ -24,7 +24,7 @@ from eval.suite import KINDS, Run, TaskRun, default_out, progress_bars
 from eval.suite_files import load_suite
 from eval.tasks import Inputs, Result, Score, cluster_indices
 from eval.team import check_same_model, join
-from vlp.config import save_config, to_dict
+from vlp.config import need, save_config, to_dict
 
 COOP_SHOTS = 4
 """Validation images of a class at most, with probe.validation=shots."""
@@ -57,6 +57,7 @@ def run_probes(config: EvalConfig, suite: str, command: str) -> Run | None:
     Raises:
         UserError: a suite, data or model that doesn't fit, or no task to probe.
     """
+    need("sklearn", "a probe")  # told before images are embedded
     tasks = chosen_tasks(config, suite)
     opened, left_out = open_splits(config, tasks, suite)
 

@@ -10,6 +10,7 @@ import ast
 import copy
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import itertools
 import json
@@ -27,6 +28,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 T = TypeVar("T")
+EXTRAS = {
+    "h5py": "hdf5",
+    "mlcroissant": "card",
+    "ray": "ray",
+    "rjieba": "cjk",
+    "sklearn": "probe",
+    "sudachipy": "cjk",
+    "wandb_workspaces": "workspace",
+}
+"""Optional module -> the extra of pyproject.toml that brings it."""
 
 
 class UserError(Exception):
@@ -112,12 +123,38 @@ def describe(cls: type, program: str = "") -> str:
     return "\n".join(lines)
 
 
+def need(module: str, what: str) -> None:
+    """Check that an optional package is installed, without importing it.
+
+    Args:
+        what: what needs it, for the error.
+
+    Raises:
+        UserError: it isn't; names the extra of pyproject.toml that brings it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{what} needs {module}, which isn't installed: {_how_to_install(module)}")
+
+
+def _how_to_install(module: str) -> str:
+    extra = EXTRAS.get(module)
+    wanted = f"'.[{extra}]'" if extra else "."
+    return f"pip install {wanted} in the checkout"
+
+
 def run_program(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
     """Call `main`; a UserError becomes one line on standard error and exit status 2."""
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", "data_prep", "eval", "vlp"):  # a mistake of ours
+            raise
+        how = _how_to_install(module)
+        print(f"error: the package {module} isn't installed: {how}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -8,14 +8,13 @@ second needs `pip install wandb-workspaces` and `wandb login`; it saves a view w
 for all runs of the project, and prints its address.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vlp.config import UserError, load_config, run_program, write_text
+from vlp.config import UserError, load_config, need, run_program, write_text
 from vlp.curves import Panel, draw, read_metrics, series_of
 
 SECTIONS: dict[str, tuple[Panel, ...]] = {
@@ -115,8 +114,7 @@ def workspace(config: DashboardConfig) -> Any:
     Raises:
         UserError: wandb-workspaces is not installed.
     """
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError("project: a workspace needs `pip install wandb-workspaces`")
+    need("wandb_workspaces", "project: a workspace")
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 

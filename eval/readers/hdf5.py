@@ -5,7 +5,7 @@ from typing import Any
 
 from eval.data_config import DataConfig
 from eval.readers.base import Dataset, Sample, fingerprint_files, png
-from vlp.config import UserError
+from vlp.config import UserError, need
 
 
 def open_hdf5(data: DataConfig, root: Path) -> Dataset:
@@ -48,10 +48,9 @@ class _Hdf5Images:
 
 
 def _only_array(path: Path) -> Any:
-    try:
-        import h5py  # optional: only these files need it
-    except ImportError:
-        raise UserError(f"{path}: reading HDF5 needs h5py: pip install h5py") from None
+    need("h5py", f"{path}: reading HDF5")
+    import h5py
+
     if not path.is_file():
         raise UserError(f"{path}: no such file; set data_root or the suite's path")
     try:

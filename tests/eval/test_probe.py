@@ -1,6 +1,7 @@
 """Probes from end to end, their scores against scikit-learn, their intervals against loops."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,15 @@ def test_what_is_finished_is_not_fitted_again(
     write_set(tmp_path / "set", {"train": 15, "val": 6, "test": 6})
     run(tmp_path, model, "probe.shots=[1]", "probe.seeds=2")
     assert len(calls) == 3, "other training data"
+
+
+def test_scikit_learn_is_missed_before_anything_is_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite_config(tmp_path, tmp_path / "no-model", {"light": TASK})
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with fails("a probe needs sklearn, which isn't installed: pip install '.[probe]'"):
+        main(["probe", str(tmp_path / "suite.yaml")])
 
 
 def test_without_a_validation_split_whole_clusters_are_held_out(

@@ -1,12 +1,24 @@
 """The configuration grammar and every message that it gives."""
 
+import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from omegaconf import OmegaConf
 
-from vlp.config import UserError, describe, load_config, run_program, save_config, to_dict
+from vlp.config import (
+    EXTRAS,
+    UserError,
+    describe,
+    load_config,
+    need,
+    run_program,
+    save_config,
+    to_dict,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,34 @@ def test_later_wins_and_numbers_are_numbers(tmp_path: Path) -> None:
         train=Settings(rate=2e-3, steps=6),
         sources={"pmc": Part(path="x", weight=3.0)},
     )
+
+
+def test_layers_equal_plain_merges(tmp_path: Path) -> None:
+    """The defaults are built once and layers are merged without copies: against the slow way."""
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("name: one\ntrain: {names: [a, b]}\nsources: {pmc: {path: x}}\n")
+    second.write_text("train: {names: [c]}\nsources: {pmc: {weight: 2}, roco: {path: y}}\n")
+    dotted = ["sources.roco.weight=3", "train.names=[d,e]", "train.betas=[0.1,0.2]"]
+    for files in ([first, second], [second, first], [first, second, first]):
+        for n in range(len(dotted) + 1):
+            arguments = [*map(str, files), *dotted[:n]]
+            layers = [
+                *map(OmegaConf.load, files),
+                *(OmegaConf.from_dotlist([d]) for d in dotted[:n]),
+            ]
+            slow = OmegaConf.merge(OmegaConf.structured(Whole), *layers)
+            assert load_config(Whole, arguments) == OmegaConf.to_object(slow)
+
+
+def test_a_load_leaves_nothing_behind() -> None:
+    load_config(Whole, ["name=a", "train.names=[x]", "sources.pmc.path=y", "train.steps=3"])
+    with pytest.raises(UserError):
+        load_config(Whole, ["name=a", "train.steps=4", "train.loss=x"])
+    plain = load_config(Whole, ["name=a"])
+    assert plain == Whole(name="a")
+    plain.train.names.append("z")
+    plain.sources["s"] = Part(path="p")
+    assert load_config(Whole, ["name=a"]) == Whole(name="a")
 
 
 def test_saved_configuration_loads_back_equal(tmp_path: Path) -> None:
@@ -146,6 +186,43 @@ def test_help_lists_keys_types_defaults_and_meaning(capsys: pytest.CaptureFixtur
         "note: str | None = None",
     ):
         assert line in text
+
+
+def test_packages_that_are_missing_are_named_with_their_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need("yaml", "all of this")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError) as caught:
+        need("sklearn", "a probe")
+    said = "a probe needs sklearn, which isn't installed: pip install '.[probe]' in the checkout"
+    assert str(caught.value) == said
+
+    def imports(module: str) -> None:
+        def main(argv: list[str]) -> None:
+            __import__(module)
+
+        run_program(main, [])
+
+    for module, how in (("sklearn.linear_model", "'.[probe]'"), ("no_such_package", ".")):
+        with pytest.raises(SystemExit) as ended:
+            imports(module)
+        assert ended.value.code == 2
+        name = module.partition(".")[0]
+        assert capsys.readouterr().err == (
+            f"error: the package {name} isn't installed: pip install {how} in the checkout\n"
+        )
+    with pytest.raises(ModuleNotFoundError):  # a mistake of ours shall be seen whole
+        imports("vlp.no_such_module")
+
+
+def test_extras_are_those_of_the_project() -> None:
+    path = Path(__file__).parents[2] / "pyproject.toml"
+    extras = tomllib.loads(path.read_text())["project"]["optional-dependencies"]
+    packages = {"sklearn": "scikit-learn", "wandb_workspaces": "wandb-workspaces"}
+    for module, extra in EXTRAS.items():
+        wanted = [line.partition(">")[0] for line in extras[extra]]
+        assert packages.get(module, module) in wanted
 
 
 def test_a_program_ends_with_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
