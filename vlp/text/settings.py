@@ -173,8 +173,8 @@ class TextTrainConfig(LoopConfig):
     flops: float = 0.0
     """Floating-point operations to spend, from which the steps follow; 0: `steps` or `epochs`."""
     mixout: float = 0.0
-    """Share of the weights that each step computes with as they were at the start (Lee et al.
-    2020), with `init=continual`."""
+    """Share of each linear layer's inputs whose weights a step takes from the base (Lee et al.
+    2020), with `init=continual`; drawn anew for each step."""
     workers: int = 1
     """Loader processes per rank; 0 loads in the training process."""
 
