@@ -4,21 +4,30 @@ All of it lies in the cache, under names that say what it was made from. Rank 0 
 missing, which may take hours; then the others find it there.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from vlp.config import UserError
+from vlp.config import UserError, write_text
 from vlp.data.text import CaptionTokenizer
 from vlp.distributed import World
 from vlp.models.hub import fetch_bert
 from vlp.models.vocabulary import needs_writing, vocabulary_of, write_tokenizer
 from vlp.text.cache import TokenStore, tokenize
+from vlp.text.masking import Words
 from vlp.text.mixture import MixedTexts
 from vlp.text.settings import TextRunConfig
-from vlp.text.store import Report, TextStore, digest_of, finished_folder, prepare
+from vlp.text.store import (
+    Report,
+    TextStore,
+    digest_of,
+    file_digests,
+    finished_folder,
+    prepare,
+)
 from vlp.text.vocabulary import train_vocabulary
 
 T = TypeVar("T")
@@ -80,17 +89,18 @@ _FAILED = "failed"
 
 
 def _open(config: TextRunConfig, report: Report) -> RunData:
-    cache = Path(config.cache)
+    cache, trained = Path(config.cache), trained_corpora(config)
+    cache.mkdir(parents=True, exist_ok=True)
     stores = {
         name: prepare(source, source.cleaning, config.split, cache, report, source.share)
         for name, source in config.corpora.items()
     }
-    trained = trained_corpora(config)
     if config.vocabulary == "inherited":
         folder = inherited_vocabulary(config.base, cache)
     else:
         folder = own_vocabulary(config, {name: stores[name] for name in trained}, cache, report)
     tokenizer = CaptionTokenizer(folder, config.model.length)
+    Words(tokenizer.tokenizer)  # refuses tokenizers that are not BERT's kind
     return RunData(
         stores,
         tokenizer,
@@ -123,16 +133,18 @@ def own_vocabulary(
     config: TextRunConfig, stores: Mapping[str, TextStore], cache: Path, report: Report
 ) -> Path:
     """Folder of a vocabulary of the mixture of `stores`, trained now if no run had the same."""
-    weights = [stage.weights for stage in config.mixture.stages]
-    keys = {name: store.key for name, store in stores.items()}
-    settings = asdict(config.own_vocabulary)
-    digest = digest_of(VERSION, keys, weights, config.mixture.seed, settings)
-    folder = cache / f"vocabulary-{digest[:16]}"
-    if not folder.is_dir():
+    meta = {
+        "corpora": {name: store.key for name, store in stores.items()},
+        "weights": [stage.weights for stage in config.mixture.stages],
+        "seed": config.mixture.seed,
+        "vocabulary": asdict(config.own_vocabulary),
+    }
+
+    def write(folder: Path) -> None:
         report(f"training a vocabulary of {config.own_vocabulary.size:,} pieces")
-        with finished_folder(folder) as unfinished:
-            train_vocabulary(MixedTexts(stores, config.mixture), config.own_vocabulary, unfinished)
-    return folder
+        train_vocabulary(MixedTexts(stores, config.mixture), config.own_vocabulary, folder)
+
+    return _vocabulary(cache, meta, write)
 
 
 def inherited_vocabulary(base: str, cache: Path) -> Path:
@@ -146,10 +158,16 @@ def inherited_vocabulary(base: str, cache: Path) -> Path:
         raise UserError(f"base={base}: has neither tokenizer.json nor vocab.txt")
     if not needs_writing(source):
         return Path(source)
-    options = Path(source).with_name("tokenizer_config.json")
-    texts = [path.read_text("utf-8") if path.is_file() else "" for path in (Path(source), options)]
-    folder = cache / f"vocabulary-{digest_of(VERSION, texts)[:16]}"
-    if not folder.is_dir():
+    files = (Path(source), Path(source).with_name("tokenizer_config.json"))
+    meta = {"files": file_digests([file for file in files if file.is_file()], cache)}
+    return _vocabulary(cache, meta, lambda folder: write_tokenizer(source, folder))
+
+
+def _vocabulary(cache: Path, meta: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    """The folder of what `meta` describes, written now if it isn't there."""
+    folder = cache / f"vocabulary-{digest_of(VERSION, meta)[:16]}"
+    if not (folder / "meta.json").is_file():
         with finished_folder(folder) as unfinished:
-            write_tokenizer(source, unfinished)
+            write(unfinished)
+            write_text(unfinished / "meta.json", json.dumps(meta, indent=2))
     return folder
