@@ -208,12 +208,12 @@ def finished(arm: Arm) -> float | None:
         return None
     try:
         record = json.loads(file.read_text("utf-8"))
-        before, now, flops = _flat(record["settings"]), _flat(to_dict(arm.config)), record["flops"]
-        flops = float(flops)
+        before, flops = _flat(record["settings"]), float(record["flops"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file}: not readable ({error!r}); delete it to run the arm again"
         ) from None
+    now = _flat(json.loads(json.dumps(to_dict(arm.config))))  # with lists for tuples
     changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     changed = [key for key in changed if not _INDIFFERENT.fullmatch(key)]
     if changed:
