@@ -59,26 +59,32 @@ class Trained(NamedTuple):
         return found
 
 
-def train(
-    setting: Setting, encoder: Encoder, rows: dict[str, Features], rate: float, seed: int
-) -> Trained:
+class Course(NamedTuple):
+    """One training: what differs between them."""
+
+    rate: float
+    epochs: int
+    seed: int
+
+
+def train(setting: Setting, encoder: Encoder, rows: dict[str, Features], course: Course) -> Trained:
     """Train a new linear layer, and of the encoder what is not frozen."""
     config, sentences = setting.config, setting.encoded["train"]
-    torch.manual_seed(seed)
+    torch.manual_seed(course.seed)
     head = nn.Linear(setting.base.config.width, len(setting.labels)).to(setting.device)
     both = nn.ModuleDict({"encoder": encoder, "head": head}).train()
     learnt = [p for p in both.parameters() if p.requires_grad]
-    steps = config.epochs * -(-len(sentences) // config.batch)
+    steps = course.epochs * -(-len(sentences) // config.batch)
     recipe = OptimizerConfig(
-        learning_rate=rate,
+        learning_rate=course.rate,
         betas=(0.9, 0.999),
         weight_decay=0.01,
         warmup_steps=steps // 10,
         schedule="linear",
     )
     optimizer, step = adamw(both, recipe), 0
-    rng = np.random.default_rng(seed)
-    for _ in range(config.epochs):
+    rng = np.random.default_rng(course.seed)
+    for _ in range(course.epochs):
         order = rng.permutation(len(sentences))
         for start in range(0, len(order), config.batch):
             chosen = order[start : start + config.batch].tolist()
@@ -93,7 +99,7 @@ def train(
             optimizer.step()
             step += 1
     both.eval()
-    return Trained(head, rows, rate, sum(p.numel() for p in learnt))
+    return Trained(head, rows, course.rate, sum(p.numel() for p in learnt))
 
 
 def train_way(setting: Setting, way: Way, seed: int) -> tuple[Trained, Counts]:
@@ -107,7 +113,8 @@ def train_way(setting: Setting, way: Way, seed: int) -> tuple[Trained, Counts]:
             for split, sentences in setting.encoded.items()
         }
     reached: list[tuple[float, Trained]] = []
-    for rate in config.rates_of(way):
+    rates, epochs = config.training(way)
+    for rate in rates:
         rows = shared
         if not shared:
             encoder = setting.encoder(way, seed)
@@ -115,7 +122,7 @@ def train_way(setting: Setting, way: Way, seed: int) -> tuple[Trained, Counts]:
                 split: compute_each_time(encoder, sentences)
                 for split, sentences in setting.encoded.items()
             }
-        trained = train(setting, encoder, rows, rate, seed)
+        trained = train(setting, encoder, rows, Course(rate, epochs, seed))
         counts = setting.count("val", trained.predict(setting, "val"))
         reached.append((float(micro_f1(counts.sum(0))), trained))
     _, best = max(reached, key=lambda pair: pair[0])

@@ -32,6 +32,18 @@ class RatesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochsConfig:
+    """Passes over the training sentences."""
+
+    frozen: int = 30
+    """For `frozen` and `random`, which need many and compute the encoder once."""
+    lora: int = 10
+    """For `lora`."""
+    full: int = 10
+    """For `full`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """Score an encoder by a linear layer on it, on labelled sentences."""
 
@@ -56,8 +68,8 @@ class ProbeConfig:
     """Pieces that a sentence is cut to, [CLS] and [SEP] included."""
     seeds: int = 3
     """Times that each way is trained."""
-    epochs: int = 5
-    """Passes over the training sentences."""
+    epochs: EpochsConfig = field(default_factory=EpochsConfig)
+    """How long each is trained."""
     batch: int = 32
     """Sentences in a step."""
     rates: RatesConfig = field(default_factory=RatesConfig)
@@ -78,19 +90,21 @@ class ProbeConfig:
             raise ValueError("set model=FOLDER and data=FILE.jsonl")
         if not self.ways or len(set(self.ways)) < len(self.ways):
             raise ValueError("ways: name some of random, frozen, lora, full, each once")
-        if min(self.seeds, self.epochs, self.batch, self.resamples) < 1:
-            raise ValueError("seeds, epochs, batch and resamples must be 1 or more")
+        if min(self.seeds, self.batch, self.resamples) < 1:
+            raise ValueError("seeds, batch and resamples must be 1 or more")
         if self.length < 3 or self.train_sentences < 0:
             raise ValueError("length must be 3 or more, train_sentences 0 or more")
         for way in self.ways:
-            rates = self.rates_of(way)
-            if not rates or min(rates) <= 0:
-                raise ValueError(f"rates: {way} needs positive numbers, one or more")
+            rates, epochs = self.training(way)
+            if not rates or min(rates) <= 0 or epochs < 1:
+                raise ValueError(f"rates, epochs: {way} needs positive numbers, one or more")
         if "lora" in self.ways and not self.lora.rank:
             raise ValueError("lora.rank must be 1 or more for ways=[lora]")
 
-    def rates_of(self, way: Way) -> tuple[float, ...]:
-        return {"lora": self.rates.lora, "full": self.rates.full}.get(way, self.rates.frozen)
+    def training(self, way: Way) -> tuple[tuple[float, ...], int]:
+        """Learning rates to choose from, and epochs."""
+        name = "frozen" if way == "random" else way
+        return getattr(self.rates, name), getattr(self.epochs, name)
 
     @property
     def label_field(self) -> str:
@@ -128,7 +142,7 @@ class Setting:
         cuda = torch.cuda.is_available() and config.device != "cpu"
         fields = (config.text, config.label_field)
         splits = read_labelled(config.data, config.task, fields, config.only)
-        if not splits["val"] and any(len(config.rates_of(way)) > 1 for way in config.ways):
+        if not splits["val"] and any(len(config.training(way)[0]) > 1 for way in config.ways):
             raise UserError(
                 f"{config.data}: no split 'val' to choose a learning rate by; set one of each in "
                 "rates"

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from tests.vlp.tiny import MODEL, make_tokenizer
 from vlp.config import UserError, load_config
 from vlp.text.labelled import Labelled
-from vlp.text.probe import main, probe, train, train_way
+from vlp.text.probe import Course, main, probe, train, train_way
 from vlp.text.probe_rows import compute_each_time, compute_once, encode
 from vlp.text.probe_setting import ProbeConfig, Setting
 
@@ -67,6 +67,10 @@ def config(folder: Path, *arguments: str) -> ProbeConfig:
     )
 
 
+def epochs(number: int) -> list[str]:
+    return [f"epochs.{way}={number}" for way in ("frozen", "lora", "full")]
+
+
 def test_words_are_read_at_their_first_piece(folder: Path) -> None:
     """As transformers' word_ids say; \\u200b is a word without pieces."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -110,7 +114,7 @@ def test_rows_kept_are_rows_computed(folder: Path) -> None:
 
 def test_words_cut_off_are_missed(folder: Path) -> None:
     """With room for two pieces the rest of each sentence is O, and its entities still count."""
-    setting = Setting.of(config(folder, "length=4", "epochs=1"))
+    setting = Setting.of(config(folder, "length=4", *epochs(1)))
     trained, counts = train_way(setting, "frozen", 0)
     true = [one.labels for one in setting.splits["test"]]
     predicted = trained.predict(setting, "test")
@@ -127,13 +131,13 @@ def test_words_cut_off_are_missed(folder: Path) -> None:
 
 def test_what_is_trained(folder: Path) -> None:
     """Frozen and LoRA leave the base's weights bit for bit, full changes all of them."""
-    setting = Setting.of(config(folder, "epochs=1"))
+    setting = Setting.of(config(folder, *epochs(1)))
     base = {name.removeprefix("bert."): value for name, value in setting.base.weights.items()}
     head = 32 * 4 + 4  # O, B-Drug, I-Drug, B-Organ
     for way, size in (("frozen", head), ("lora", head + 3 * 2 * 2 * 4 * 32), ("full", None)):
         encoder = setting.encoder(way, 0)  # type: ignore[arg-type]
         rows = {split: compute_each_time(encoder, of) for split, of in setting.encoded.items()}
-        trained = train(setting, encoder, rows, 1e-2, 0)
+        trained = train(setting, encoder, rows, Course(1e-2, 1, 0))
         assert size is None or trained.trained == size
         state = encoder.bert.state_dict()
         same = {name for name in base if name in state and torch.equal(state[name], base[name])}
@@ -145,7 +149,7 @@ def test_what_is_trained(folder: Path) -> None:
 
 
 def test_entities_are_learnt(folder: Path) -> None:
-    found = probe(config(folder, "epochs=15", *RATES), Console(quiet=True))["found"]
+    found = probe(config(folder, *epochs(15), *RATES), Console(quiet=True))["found"]
     reached = {way: row["scores"]["micro F1"]["value"] for way, row in found.items()}
     # Organs show in the word itself, the beginnings of drugs in their neighbours alone.
     assert reached["full"] > 0.75 > 0.6 > reached["baseline"]
@@ -158,7 +162,7 @@ def test_entities_are_learnt(folder: Path) -> None:
 
 
 def test_classes_are_learnt(folder: Path) -> None:
-    given = ["task=sentences", "epochs=15", "ways=[frozen,full]", *RATES]
+    given = ["task=sentences", *epochs(15), "ways=[frozen,full]", *RATES]
     found = probe(config(folder, *given), Console(quiet=True))["found"]
     reached = {way: row["scores"]["accuracy"]["value"] for way, row in found.items()}
     assert reached["full"] > 0.85 > 0.7 > reached["baseline"]
@@ -166,7 +170,7 @@ def test_classes_are_learnt(folder: Path) -> None:
 
 
 def test_the_rate_that_is_best_on_val_is_taken(folder: Path) -> None:
-    setting = Setting.of(config(folder, "rates.frozen=[1e-9,3e-2]", "epochs=10"))
+    setting = Setting.of(config(folder, "rates.frozen=[1e-9,3e-2]", *epochs(10)))
     trained, counts = train_way(setting, "frozen", 0)
     assert trained.rate == 3e-2
     again, same = train_way(setting, "frozen", 0)
@@ -178,7 +182,7 @@ def test_the_rate_that_is_best_on_val_is_taken(folder: Path) -> None:
 
 def test_program(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "probe.json"
-    arguments = [f"model={folder}", f"data={folder / 'data.jsonl'}", "length=24", "epochs=1"]
+    arguments = [f"model={folder}", f"data={folder / 'data.jsonl'}", "length=24", *epochs(1)]
     main([*arguments, "seeds=2", "ways=[random,frozen]", f"out={out}", "train_sentences=20"])
     printed = capsys.readouterr().out
     result = json.loads(out.read_text())
@@ -201,10 +205,11 @@ def test_program(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["task=sentences", "labels=split"], "'split' has one label"),
         (["ways=[]"], "ways: name some of"),
         (["ways=[lora]", "lora.rank=0"], "lora.rank must be 1 or more"),
-        (["rates.full=[]"], "rates: full needs positive numbers"),
+        (["rates.full=[]"], "rates, epochs: full needs positive numbers"),
+        (["epochs.frozen=0"], "rates, epochs: random needs positive numbers"),
         (["model="], "set model=FOLDER and data=FILE.jsonl"),
         (["model=/nowhere/x"], "/nowhere/x"),
-        (["seeds=0"], "seeds, epochs, batch and resamples must be 1 or more"),
+        (["seeds=0"], "seeds, batch and resamples must be 1 or more"),
     ],
 )
 def test_bad_settings(folder: Path, arguments: list[str], message: str) -> None:
@@ -215,7 +220,7 @@ def test_bad_settings(folder: Path, arguments: list[str], message: str) -> None:
 def test_without_val_there_is_one_rate(folder: Path, tmp_path: Path) -> None:
     rows = [row for row in sentences(40, 1) if row["split"] != "val"]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given: list[Any] = [f"data={tmp_path / 'data.jsonl'}", "ways=[frozen]", "epochs=1"]
+    given: list[Any] = [f"data={tmp_path / 'data.jsonl'}", "ways=[frozen]", *epochs(1)]
     with pytest.raises(UserError, match="no split 'val' to choose a learning rate by"):
         Setting.of(config(folder, *given))
     found = probe(config(folder, *given, "rates.frozen=[1e-2]"), Console(quiet=True))
