@@ -149,9 +149,15 @@ def _record(
     """The record of one task, trained and scored unless it was before."""
     name, task, datasets = named
     test = datasets["test"]
+    labels = {side: labels_sha256(dataset) for side, dataset in datasets.items()}
+    tested = labels["test"]
+    if config.vqa_train.split == "image_disjoint":  # a part of all sides
+        tested = hashlib.sha256(" ".join(["image_disjoint", *labels.values()]).encode()).hexdigest()
+    whole = task_header(header, name, task, test, tested)
     # Whatever changes on any side is another experiment.
-    sides = "".join(labels_sha256(one) + one.fingerprint for one in datasets.values())
-    whole = task_header(header, name, task, test, hashlib.sha256(sides.encode()).hexdigest())
+    whole["options"]["vqa_train"]["data"] = {
+        side: [dataset.fingerprint, labels[side]] for side, dataset in datasets.items()
+    }
     if not config.overwrite and (record := finished(out, whole)):
         return record
     splits = split_questions(name, task, datasets, config.vqa_train.split)

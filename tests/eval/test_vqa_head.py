@@ -57,6 +57,7 @@ def test_a_saved_head_gives_the_same_numbers(
     monkeypatch.setattr("eval.vqa_learner.Learner.fit", None)  # nothing is trained
     again = record_of(given(root, tmp_path, folder))
     assert numbers(again) == numbers(record)
+    assert again["data"]["labels_sha256"] == record["data"]["labels_sha256"], "can be compared"
     assert again["options"]["vqa_train"]["epochs"] == 2
     assert record["options"]["vqa_train"]["head"] == ""
     assert len(again["options"]["vqa_train"]["head"]) == 64
@@ -100,7 +101,9 @@ def test_tuned_towers_are_saved_where_they_changed(tmp_path: Path) -> None:
 
 def test_other_splits_come_with_the_head(tmp_path: Path) -> None:
     write_set(tmp_path, images=60)
+    official = record_of(config(tmp_path, epochs=1))
     record = record_of(config(tmp_path, split="image_disjoint", epochs=1))
+    assert record["data"]["labels_sha256"] != official["data"]["labels_sha256"], "other questions"
     folder = tmp_path / "out" / "heads" / "it"
     again = record_of(given(tmp_path, tmp_path / "again", folder))
     assert numbers(again) == numbers(record)
