@@ -1,6 +1,7 @@
 """The probe on a small BERT that transformers wrote: rows, truncation, learning, the program."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
+from tests.vlp.text.test_vocabulary import KINDS, TEXTS, config_of
 from tests.vlp.tiny import MODEL, make_tokenizer
 from vlp.config import UserError, load_config
+from vlp.data.text import CaptionTokenizer, clean
 from vlp.text.labelled import Labelled
 from vlp.text.probe import Course, main, probe, train, train_way
 from vlp.text.probe_rows import compute_each_time, compute_once, encode
 from vlp.text.probe_setting import ProbeConfig, Setting
+from vlp.text.vocabulary import train_vocabulary
 
 DRUGS, ORGANS, OTHER = ("liver", "glands", "brain"), ("DAPI", "CT"), ("the", "of", "and", "a")
 
@@ -82,6 +86,22 @@ def test_words_are_read_at_their_first_piece(folder: Path) -> None:
     assert encoded.ids.tolist() == theirs["input_ids"]
     assert encoded.units.tolist() == [0, 2, 3, 4, 5]
     assert encoded.places.tolist() == [theirs.word_ids().index(n) for n in (0, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_have_the_pieces_of_the_text(kind: str, tmp_path: Path) -> None:
+    """Whatever the kind of vocabulary; and a word's first piece is where its text begins."""
+    train_vocabulary(TEXTS, config_of(kind, size=330), tmp_path)
+    tokenizer = CaptionTokenizer(tmp_path, 512).tokenizer
+    for text in map(clean, TEXTS):
+        words = text.split(" ")
+        one = encode(tokenizer, [Labelled(text, ("O",) * len(words))], "entities", ["O"])[0]
+        assert one.ids.tolist() == tokenizer.encode(text).ids
+        assert one.units.tolist() == list(range(len(words)))
+        edges = [*one.places.tolist(), len(one.ids) - 1]
+        for word, (first, end) in zip(words, pairwise(edges), strict=True):
+            pieces = tokenizer.decode(one.ids[first:end].tolist()).replace(" ", "")
+            assert pieces == tokenizer.normalizer.normalize_str(word)
 
 
 @pytest.mark.parametrize("how", ["words", "mean", "cls"])
