@@ -115,13 +115,12 @@ def _linear(inputs: int, outputs: int, name: str, lora: LoraConfig, entering: bo
     return 2 * inputs * outputs * passes + change
 
 
-def objective_flops(objectives: Mapping[str, "Objective"], encoder: TextConfig) -> float:
+def objective_flops(
+    objectives: Mapping[str, "Objective"], encoder: TextConfig, lora: LoraConfig
+) -> float:
     """Operations per step, over all ranks, of what is learnt besides masked tokens: the mean of the
-    first draws. Each text is read for its [CLS], which goes through the head's linear layers.
-
-    `encoder`: all of its weights are learnt.
-    """
-    costs, total = costs_of(encoder, LoraConfig(), cls_only=True), 0.0
+    first draws. Each text is read for its [CLS], which goes through the head's linear layers."""
+    costs, total = costs_of(encoder, lora, cls_only=True), 0.0
     for objective in objectives.values():
         layers = [m for m in objective.head.modules() if isinstance(m, nn.Linear)]
         head = 3 * 2 * sum(layer.weight.numel() for layer in layers)

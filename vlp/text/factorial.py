@@ -41,7 +41,7 @@ _FIXED = ("name", "runs", "arms", "clip")
 """Keys that belong to all arms together."""
 _INDIFFERENT = re.compile(
     r"report\..*|runs|cache|corpora\.\w+\.(path|max_bad)|train\.(micro_batch|activation_checkpointing"
-    r"|compile|parallel|precision|device|workers|timeout|resume|\w+_every|checkpoint_minutes"
+    r"|compile|parallel|device|workers|timeout|resume|\w+_every|checkpoint_minutes"
     r"|keep_checkpoints)"
 )
 """Keys that a finished arm's result does not depend on, but for rounding."""

@@ -75,7 +75,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
         costs = compute.costs_of(self.encoder, config.lora)
         self.spending = compute.RunCosts(
             *(self.corpora, costs, config.masking.share, batch),
-            compute.objective_flops(self.objectives, self.encoder),
+            compute.objective_flops(self.objectives, self.encoder, config.lora),
         )
         schedule = BatchSchedule(batch, {}, batch, 1, build.run_steps(config, self.spending))
         self.positions = partial(RankPositions, batch=schedule, rank=world.rank, ranks=world.size)

@@ -97,15 +97,18 @@ class Head(torch.nn.Sequential):
         return super().forward(bert(drawn.text)).sum()
 
 
-def test_further_objectives_cost_what_the_counter_counts() -> None:
+@pytest.mark.parametrize("lora", LORAS[:2], ids=["whole", "lora"])
+def test_further_objectives_cost_what_the_counter_counts(lora: LoraConfig) -> None:
     head = Head(torch.nn.Linear(32, 9), torch.nn.GELU(), torch.nn.LayerNorm(9))
     bert = MaskedLM(BERT).bert
+    if lora.rank:
+        add_lora(bert, lora)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         for step in range(2):
             head(bert, Draw().draw(step, 0, 1)).backward()
-    got = objective_flops({"one": Objective(1.0, Draw(), head)}, BERT)
+    got = objective_flops({"one": Objective(1.0, Draw(), head)}, BERT, lora)
     assert got == counter.get_total_flops() / 2
-    assert objective_flops({}, BERT) == 0
+    assert objective_flops({}, BERT, lora) == 0
 
 
 def corpora_of(folder: Path, stages: list[StageConfig]) -> PackedCorpora:

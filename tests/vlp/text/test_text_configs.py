@@ -48,6 +48,9 @@ def test_a_preset_says_source_what_is_not_known_and_what_it_costs(path: Path) ->
     assert f"configs/text/{path.name}" in header
     for name, config in runs(path).items():
         assert f"#   {name}: {cost_of(config)}\n" in header
+    docs = (CONFIGS.parents[1] / "docs" / "text_pretraining.md").read_text()
+    flops = sum(cost_of(config).flops for config in runs(path).values())
+    assert re.search(rf"\| `{path.stem}` \|.*\| {flops:.1e} \|".replace("e+", "e"), docs)
 
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
