@@ -1,9 +1,14 @@
 """Batches for masked language models: functions of seed and position, however they are shared."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from tests.vlp.text.tiny import make_home, settings
+from vlp.data.text import PackedText
 from vlp.text.batches import TextBatch, TextSamples, split_rows
 from vlp.text.trainer import TextTrainer
 
@@ -84,3 +89,36 @@ def test_objectives_draw_for_the_step_and_rank(samples: TextSamples) -> None:
     assert drawing.__getitems__(list(range(24, 32))).extra == {"o": (3, 0, 1)}
     chunks = split_rows(drawing.__getitems__([30, 31]), 1)
     assert [chunk.extra for chunk in chunks] == [{}, {"o": (3, 3, 4)}]  # with the last chunk alone
+
+
+class Drawn(NamedTuple):
+    """As objectives draw it."""
+
+    text: PackedText
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> "Drawn":
+        return Drawn(self.text.to(device), self.labels.to(device))
+
+
+def test_everything_travels_to_the_device(
+    samples: TextSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What objectives drew, too; and the loader's thread that pins memory keeps the types."""
+    batch = samples.__getitems__([0, 1, 2])
+    batch = batch._replace(extra={"o": Drawn(batch.text, torch.ones(3))})
+    assert len(batch.tensors()) == 2 + 1 + 1 + 2 + 1
+    assert all(tensor.is_meta for tensor in batch.to("meta").tensors())
+    pinned = list[Tensor]()
+
+    def pin(tensor: Tensor, device: object = None) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    moved = pin_memory(batch)
+    assert isinstance(moved, TextBatch)
+    assert isinstance(moved.extra["o"], Drawn)
+    assert len(pinned) == len(batch.tensors())
+    assert rows(moved) == rows(batch)
+    assert moved.text.max_length == batch.text.max_length

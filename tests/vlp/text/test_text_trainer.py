@@ -158,6 +158,17 @@ def test_compiled_layers_change_nothing(home: Path) -> None:
     assert counter.frame_count == graphs > 0
 
 
+def test_half_precision_is_near(home: Path) -> None:
+    """bf16 has 8 bits of mantissa: losses agree to a hundredth; weights and gradients are fp32."""
+    full, half = make(home, "name=w"), make(home, "name=h", "train.precision=bf16")
+    batch = full.samples.__getitems__(list(range(8)))
+    loss, _ = gradients(full, batch)
+    other, found = gradients(half, batch)
+    assert loss != other
+    assert other.item() == pytest.approx(loss.item(), rel=0.01)
+    assert {loss.dtype, other.dtype, *(value.dtype for value in found.values())} == {torch.float32}
+
+
 def test_a_batch_without_masked_tokens(home: Path) -> None:
     """Nothing to guess: a loss of zero, no gradient, no division by zero."""
     trainer = make(home, "name=none")
