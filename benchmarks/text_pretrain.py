@@ -1,6 +1,6 @@
 """Pretraining on text: our packed step beside a plain loop of transformers, in turn in one process.
 
-    python -m benchmarks.text_pretrain texts='text/*.jsonl'          # CPU: 10 minutes
+    python -m benchmarks.text_pretrain texts='text/*.jsonl'
     python -m benchmarks.text_pretrain texts=... device=cuda out=FILE.json
 
 Claim: on real documents our step makes the gradients of BertForMaskedLM, several times faster and
