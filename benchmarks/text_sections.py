@@ -4,8 +4,8 @@
     python -m benchmarks.text_sections pairs=FILE.jsonl first=findings second=impression
 
 Articles are JATS files: captions of figures and the paragraphs that mention them, split by article.
-Claim (CXR-BERT, arXiv:2204.09817): matching sections shapes [CLS], which masked tokens alone leave
-to itself. Two encoders get the same operations on the same text, one of them the objective; both
+The question (CXR-BERT, arXiv:2204.09817): does matching sections shape [CLS], which masked tokens
+alone leave to itself? Two encoders get the same operations on the same text, one of them the objective; both
 are scored by [CLS] and by the mean of their tokens. Beside them chance, an untrained encoder, and
 TF-IDF, which needs no training and is strong where sections share their words.
 """
@@ -36,7 +36,7 @@ SETTINGS = """
 name: run
 own_vocabulary: {size: 4000}
 model: {length: 128, max_positions: 128, width: 128, layers: 3, heads: 4, mlp_width: 512}
-optimizer: {learning_rate: 1e-3, warmup_steps: 20}
+optimizer: {learning_rate: 5e-4, warmup_steps: 20}
 train: {batch_size: 16, log_every: 50, eval_every: 0, checkpoint_every: 100000, workers: 0}
 objectives: {sections: {corpus: pairs, pairs: 32, documents: 10000}}
 """
