@@ -5,9 +5,9 @@
 
 Articles are JATS files: captions of figures and the paragraphs that mention them, split by article.
 The question (CXR-BERT, arXiv:2204.09817): does matching sections shape [CLS], which masked tokens
-alone leave to itself? Two encoders get the same operations on the same text, one of them the objective; both
-are scored by [CLS] and by the mean of their tokens. Beside them chance, an untrained encoder, and
-TF-IDF, which needs no training and is strong where sections share their words.
+alone leave to itself? Two encoders get the same operations on the same text, one of them the
+objective; both are scored by [CLS] and by the mean of their tokens. Beside them chance, an
+untrained encoder, and TF-IDF, which needs no training and is strong where sections share words.
 """
 
 import json
