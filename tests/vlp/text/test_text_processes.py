@@ -82,16 +82,6 @@ def test_any_number_of_ranks_learns_the_same(home: Path) -> None:
     assert max(row.get("train/loss", 0.0) for row in one) - one[-2]["train/loss"] > 0.2
 
 
-def test_a_run_goes_on_with_other_ranks(home: Path) -> None:
-    """2 shards -> 1 process; the evaluation before is not repeated."""
-    constant = ["optimizer.schedule=constant"]
-    run(home, "moves", *constant, "train.steps=6", "train.parallel=fsdp", size=2)
-    moved = run(home, "moves", *constant)
-    stays = run(home, "stays", *constant)
-    for row, want in zip(moved, stays, strict=True):
-        assert row == pytest.approx(want, abs=2e-4, rel=2e-4)
-
-
 def test_ranks_wait_for_what_rank_0_prepares(home: Path) -> None:
     """The cache is made once, whatever takes longer: nobody else prepares anything."""
     ranks = start(home, "prepare", f"cache={home / 'fresh'}", "train.steps=2", size=2)
