@@ -64,14 +64,17 @@ class Mixout:
         """
         parameters = dict(self.model.named_parameters())
         draw = torch.Generator().manual_seed(int(generator(self.seed, step).integers(2**63)))
-        own, masks = dict[str, Tensor](), dict[str, Tensor]()
-        for name in self.start:
+        inputs = [start.shape[1] for start in self.start.values()]
+        # Drawn on the CPU, and sent to the device at once: one copy, and the same masks everywhere.
+        kept = torch.rand(sum(inputs), generator=draw) >= self.share
+        scales = kept.to(next(iter(parameters.values())).device) / (1 - self.share)
+        masks = dict(zip(self.start, scales.split(inputs), strict=True))
+        own = dict[str, Tensor]()
+        for name, mask in masks.items():
             weight, start = _local(parameters[name]), self._start_like(name, parameters[name])
-            mask = torch.rand(weight.shape[1], generator=draw) >= self.share
-            masks[name] = mask.to(weight.device) / (1 - self.share)
             own[name] = weight.clone()
-            # The formula with U taken together.
-            weight.copy_(start + masks[name] * (weight - start))
+            # The formula with U taken together; `mask` is M / (1 - p).
+            weight.copy_(start + mask * (weight - start))
         try:
             yield
         finally:
