@@ -186,7 +186,7 @@ def check_compute(spent: Mapping[str, float]) -> None:
         raise UserError(
             f"arms: {least} spends {spent[least]:.4g} operations and {most} {spent[most]:.4g}, "
             f"what they start from included, more than {TOLERANCE:.0%} apart: set train.flops of "
-            "each so that these sums are equal"
+            "each so that these sums are equal, and large enough for 100 steps or more"
         )
 
 
