@@ -7,7 +7,6 @@ find are crops: a panel of a figure, a tile of a slide.
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -236,7 +235,7 @@ def with_overlap(
     if matches:
         clean = _without(matches, inputs, evaluate)
         details["n_without"] = clean.n if clean else 0
-        details["scores_without"] = _scores(clean) if clean else None
+        details["scores_without"] = clean.score_rows() if clean else None
         if clean:
             score = clean.scores[result.headline[0]]
             note += (
@@ -272,14 +271,6 @@ def _without(
         return evaluate(replace(inputs, dataset=dataset, images=images))
     except UserError:  # which the kinds raise where no item is left
         return None
-
-
-def _scores(result: Result) -> dict[str, dict[str, float | None]]:
-    """Scores as dictionaries; a statistic that the rest leaves undefined is None."""
-    return {
-        name: {key: None if math.isnan(v) else v for key, v in asdict(score).items()}
-        for name, score in result.scores.items()
-    }
 
 
 class _Lookup:

@@ -161,10 +161,7 @@ def write_task(
     body = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "n": result.n,
-        "scores": {
-            key: {**asdict(score), "n": result.n if score.n is None else score.n}
-            for key, score in result.scores.items()
-        },
+        "scores": result.score_rows(),
         "headline": result.headline,
         "interval": {
             "level": 0.95,

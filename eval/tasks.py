@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,13 @@ class Result:
     """One row per scored item, JSON-able: `id` (unique within the task), `cluster` (what the
     bootstrap draws together), `value` (the item's credit, whose mean is the first score; None where
     there is no such number), and what the kind of task adds, such as `label` and `scores`."""
+
+    def score_rows(self) -> dict[str, dict[str, float | None]]:
+        """Scores as TASK.json has them, each with its own n."""
+        return {
+            name: {**asdict(score), "n": self.n if score.n is None else score.n}
+            for name, score in self.scores.items()
+        }
 
 
 @dataclass(frozen=True)
