@@ -32,6 +32,9 @@ def main(argv: list[str]) -> None:
     elif first and "=" not in first and first[0] != "-" and not Path(first).suffix:
         known = ", ".join(COMMANDS) or "none"
         raise UserError(f"{first}: neither a suite's file nor a command; commands are {known}")
+    elif not argv:
+        known = ", ".join(COMMANDS)
+        raise UserError(f"name a suite's file, or a command: {known}; see python -m eval --help")
     else:
         if first in ("-h", "--help"):
             print(f"usage: python -m eval COMMAND ..., one of {', '.join(COMMANDS)}; or")

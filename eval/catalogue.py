@@ -1,5 +1,6 @@
 """`python -m eval list`: the tasks that there are, their size, and which data is at hand."""
 
+import difflib
 import glob
 import os
 from collections.abc import Sequence
@@ -79,7 +80,9 @@ def named(tasks: dict[str, TaskConfig], name: str) -> TaskConfig:
         UserError: there is none.
     """
     if name not in tasks:
-        raise UserError(f"task={name}: no such task; there are {', '.join(sorted(tasks))}")
+        close = difflib.get_close_matches(name, tasks, cutoff=0.4)
+        like = f"; close names: {', '.join(close)}" if close else ""
+        raise UserError(f"task={name}: no such task{like}; see python -m eval list")
     return tasks[name]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import importlib
 import os
 import shutil
 import time
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import get_session
 from omegaconf import MISSING
 from rich.progress import (
     BarColumn,
@@ -231,10 +233,18 @@ def _from_hub(task: TaskConfig, root: Path, config: FetchConfig) -> None:
             endpoint=config.mirror or None,
             force_download=config.again,
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError, _client_error()) as error:
         reason = str(error).strip().splitlines()[0]
         hint = f"; {task.origin.get}" if task.origin.get else ""
         raise UserError(f"{name}: can't be fetched from the hub: {reason}{hint}") from None
+
+
+def _client_error() -> type[Exception]:
+    """What huggingface_hub lets through where there is no connection: an error of its HTTP client,
+    which is another package in each of its major versions."""
+    client = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+    error: type[Exception] = client.HTTPError
+    return error
 
 
 def _progress() -> Progress:

@@ -66,7 +66,7 @@ def test_every_task_can_be_described(tmp_path: Path) -> None:
     assert f"fetch: python -m eval fetch task=pcam data_root={tmp_path}" in text
     told = {name: chance(TASKS[name]) for name in ("slake", "pmc_vqa", "small_nuclei_counts")}
     assert told == {"slake": "50.0%", "pmc_vqa": "1/options", "small_nuclei_counts": "25.0%"}
-    with fails("task=pcan: no such task; there are bach, "):
+    with fails("task=pcan: no such task; close names: pcam, "):
         named(TASKS, "pcan")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import socket
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -164,12 +165,20 @@ def test_it_gives_up_and_says_so(server: Server, tmp_path: Path) -> None:
 def test_tasks_that_can_not_be_fetched(server: Server, tmp_path: Path) -> None:
     with fails("task=one: can't be fetched: Ask them. http://example.org"):
         main(task(tmp_path, get="Ask them."))
-    with fails("task=two: no such task; there are one"):
+    with fails("task=two: no such task; see python -m eval list"):
         main([*task(tmp_path), "task=two"])
     with fails("ftp://example.org/set.csv: neither http nor https"):
         main(task(tmp_path, files={"set.csv": "ftp://example.org/set.csv"}))
     with fails("image path '../set.csv' is not inside"):
         main(task(tmp_path, files={"../set.csv": f"{server.url}/set.csv"}))
+
+
+def test_without_a_connection_to_the_hub(server: Server, tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound but not listening: whoever connects is refused
+        taken.bind(("127.0.0.1", 0))
+        mirror = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with fails("org/set: can't be fetched from the hub: "):
+            main([*task(tmp_path, hub="org/set"), f"mirror={mirror}"])
 
 
 def test_the_hub(server: Server, tmp_path: Path) -> None:
