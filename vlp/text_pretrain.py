@@ -16,7 +16,7 @@ from vlp import distributed
 from vlp.config import UserError, load_config, run_program
 from vlp.interrupt import STOPPED, Interrupt
 from vlp.text import forgetting
-from vlp.text.clip_retrieval import encoder_retrieval
+from vlp.text.clip_retrieval import check_clip, encoder_retrieval
 from vlp.text.factorial import Approve, run_arms
 from vlp.text.settings import TextRunConfig
 from vlp.text.trainer import TextTrainer
@@ -28,6 +28,8 @@ def main(argv: list[str]) -> None:
         config = load_config(TextRunConfig, argv, "python -m vlp.text_pretrain")
         with Interrupt() as interrupt:
             if config.arms:
+                if config.clip:
+                    check_clip(config.clip)
                 run_arms(
                     *(config, argv),
                     lambda arm, approve: train(arm, interrupt, approve),

@@ -32,6 +32,22 @@ _TORCHRUN = ("MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "LOCAL_", "WORLD_SIZ
 """Variables that begin like this place a process among others, which a program of its own isn't."""
 
 
+def check_clip(clip: str) -> Config:
+    """The configuration of the CLIP training, before hours are spent on encoders for it.
+
+    Raises:
+        UserError: it can't be read or has no data, or train.py is not at hand.
+    """
+    config = load_config(Config, [clip])
+    if not config.data.sources:
+        raise UserError(f"clip={clip}: it names no data.sources")
+    if not (CHECKOUT / "train.py").is_file():
+        raise UserError(f"clip={clip}: {CHECKOUT / 'train.py'} is missing; run from the checkout")
+    for name, source in config.data.sources.items():
+        _task(name, source.path, config)
+    return config
+
+
 def clip_overrides(clip: str, encoder: Path, length: int, seed: int) -> list[str]:
     """Settings of train.py that put an encoder into a CLIP.
 
@@ -40,13 +56,8 @@ def clip_overrides(clip: str, encoder: Path, length: int, seed: int) -> list[str
         encoder: folder of a pretrained encoder.
         length: tokens of its sequences; captions are cut to so many, since it knows no more places.
         seed: of weights and order.
-
-    Raises:
-        UserError: the configuration can't be read or has no data.
     """
     config = load_config(Config, [clip])
-    if not config.data.sources:
-        raise UserError(f"clip={clip}: it names no data.sources")
     file = encoder / "config.json"
     theirs = bert_text_config(read_settings(file), str(file), context_length=3)
     return [

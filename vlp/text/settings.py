@@ -254,6 +254,8 @@ class TextRunConfig:
         if needs and not self.base and not self.arms:
             raise ValueError("base: init=continual and vocabulary=inherited need a model's folder")
         self._check_continual()
+        if self.clip and not self.arms:
+            raise ValueError("clip: it compares arms; name some, or leave it empty")
         for arm in self.arms:
             if not re.fullmatch(r"[\w-]+", arm):
                 raise ValueError(f"arms.{arm}: use letters, digits, _ and -")

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from tests.shard_factory import make_shards
-from tests.vlp.text.tiny import make_home, settings
+from tests.vlp.text.tiny import arguments, make_home, settings
 from tests.vlp.tiny import RUN
 from vlp.config import UserError, load_config
 from vlp.interrupt import Interrupt
 from vlp.settings import Config
 from vlp.text import clip_retrieval
 from vlp.text.clip_retrieval import SCORES, encoder_retrieval, launcher
-from vlp.text_pretrain import train
+from vlp.text_pretrain import main, train
 
 
 def in_this_process(command: Sequence[str], heard: Callable[[], int]) -> None:
@@ -70,11 +70,27 @@ def test_an_encoder_is_trained_on_and_scored(
         encoder_retrieval(config, str(clip), no_signal)
 
 
-def test_a_configuration_without_data_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("", r"clip=.*clip\.yaml: it names no data\.sources"),
+        ("data: {sources: {x: {path: FOLDER}}}", "has neither a test split nor 'val'"),
+        ("data: {sources: {x: {path: FOLDER/none}}}", "none"),
+    ],
+)
+def test_what_a_clip_lacks_is_told_before_the_first_arm(
+    tmp_path: Path, data: str, message: str
+) -> None:
+    home = make_home(tmp_path)
+    make_shards(tmp_path / "shards", (3,), width=64, height=64)
     clip = tmp_path / "clip.yaml"
-    clip.write_text("name: clip\n")
-    with pytest.raises(UserError, match=r"clip=.*clip\.yaml: it names no data\.sources"):
-        clip_retrieval.clip_overrides(str(clip), tmp_path, 24, 0)
+    clip.write_text(f"name: clip\n{data.replace('FOLDER', str(tmp_path / 'shards'))}\n")
+    (tmp_path / "arms.yaml").write_text(json.dumps({"arms": {"one": []}}))
+    with pytest.raises(UserError, match=message):
+        main(arguments(home, str(tmp_path / "arms.yaml"), f"clip={clip}"))
+    assert not (home / "runs").exists()
+    with pytest.raises(UserError, match="clip: it compares arms"):
+        settings(home, f"clip={clip}")
 
 
 def program(code: str) -> list[str]:
