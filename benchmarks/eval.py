@@ -10,7 +10,7 @@ grow with N squared; 725,739 pairs, PMC-15M's test split, are possible on one ma
 Every measurement has a process of its own, so that its peak memory is its own: what the process
 holds at most beyond the features, on CUDA what its tensors do. clip-benchmark gets the same
 features through a model that looks them up, and is left out where its matrix of scores, and what
-it makes of it, don't fit into the machine's memory. A suite is several labelled sets, with start-up.
+it makes of it, don't fit into the machine's memory. A suite is several sets, start-up included.
 """
 
 import multiprocessing
