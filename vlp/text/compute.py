@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # the modules of objectives aren't needed to count what other
 
 _CHUNK = 2**20
 """Rows that are looked up at a time."""
-_DRAWS = 16
-"""Steps whose further texts are looked at."""
+_DRAWS, _TEXTS = 16, 1024
+"""Steps whose further texts are looked at; fewer, if so many texts have been seen."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,16 @@ def objective_flops(
     for objective in objectives.values():
         layers = [m for m in objective.head.modules() if isinstance(m, nn.Linear)]
         head = 3 * 2 * sum(layer.weight.numel() for layer in layers)
-        for step in range(_DRAWS):
+        spent, seen, step = 0.0, 0, 0
+        while step < _DRAWS and seen < _TEXTS:
             drawn = objective.drawer.draw(step, 0, 1)
             for text in (part for part in drawn if isinstance(part, PackedText)):
-                total += costs.of(text.cu_seqlens.diff().numpy()) + head * len(text.cu_seqlens[1:])
-    return total / _DRAWS
+                lengths = text.cu_seqlens.diff().numpy()
+                spent += costs.of(lengths) + head * len(lengths)
+                seen += len(lengths)
+            step += 1
+        total += spent / step
+    return total
 
 
 class RunCosts:
