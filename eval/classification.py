@@ -6,6 +6,7 @@ items by the class's log-probability: the softmax over the classes at the model'
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from eval import metrics
 from eval.calibration import Answered, calibration
 from eval.class_scores import PER_CLASS, ClassScores, class_scores
 from eval.config import TaskConfig, label_columns
-from eval.metrics import Floats, Interval
+from eval.metrics import Floats, Interval, Ints
 from eval.prompts import check_own_files, class_cosines, class_names, embed, prompts
 from eval.readers import Dataset
 from eval.tables import Row, text
@@ -40,6 +41,8 @@ from vlp.config import UserError
 NO_LABEL = "no label"
 SEVERAL_LABELS = "several different labels"
 EXAMPLES = 6
+FEW = 5
+"""Items of a class below which its recall hardly varies between resamples, whatever it is worth."""
 
 
 def check(where: str, task: TaskConfig, dataset: Dataset) -> None:
@@ -116,11 +119,7 @@ def evaluate(inputs: Inputs) -> Result:
             ),
         },
         examples=_examples(items, true, torch.from_numpy(cosines), labels, inputs),
-        notes=[
-            f"class '{label}' has no item in this split"
-            for label, n in zip(labels, scored.totals, strict=True)
-            if n == 0
-        ],
+        notes=_size_notes(labels, scored.totals),
         items=[
             {
                 **identity,
@@ -145,6 +144,18 @@ def _answered(inputs: Inputs, texts: dict[str, list[str]], items: list[Item]) ->
     numbers = {label: i for i, label in enumerate(texts)}
     true = [numbers[label_of(inputs.task, item.row)] for item in items]
     return Answered(_cosines(inputs, texts, items), np.array(true, dtype=np.int64))
+
+
+def _size_notes(labels: Sequence[str], totals: Ints) -> list[str]:
+    """What has to be known of classes with hardly any item."""
+    sizes = dict(zip(labels, totals.tolist(), strict=True))
+    notes = [f"class '{label}' has no item in this split" for label, n in sizes.items() if not n]
+    few = [f"'{label}' {n}" for label, n in sizes.items() if 0 < n < FEW]
+    if few:
+        notes.append(
+            f"few items of {', '.join(few)}: class means are less sure than their intervals"
+        )
+    return notes
 
 
 def _labelled(inputs: Inputs, texts: dict[str, list[str]]) -> Answered | None:

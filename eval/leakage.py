@@ -20,6 +20,7 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from eval.console import interval, shown
 from eval.options import LeakageConfig
 from eval.readers import Dataset, ImageSource
 from eval.tasks import Inputs, Result, keep
@@ -237,11 +238,10 @@ def with_overlap(
         details["n_without"] = clean.n if clean else 0
         details["scores_without"] = clean.score_rows() if clean else None
         if clean:
-            score = clean.scores[result.headline[0]]
-            note += (
-                f"; without them {result.headline[0]} {score.value:.1%} "
-                f"({score.low:.1%} - {score.high:.1%}), n = {clean.n}"
-            )
+            key = result.headline[0]
+            score = clean.score_rows()[key]
+            note += f"; without them {key} {shown(key, score['value'])} ({interval(key, score)})"
+            note += f", n = {clean.n}"
     return replace(
         result, details={**result.details, "leakage": details}, notes=[*result.notes, note]
     )

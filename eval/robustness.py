@@ -8,11 +8,12 @@ as they do on the clean one.
 import hashlib
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from eval.console import shown
 from eval.corruptions import Corruption
 from eval.options import RobustnessConfig
 from eval.readers import Dataset, ImageSource
@@ -70,30 +71,32 @@ def with_curves(
     for condition in conditions(config):
         dataset = corrupted(inputs.dataset, condition)
         images = inputs.embedder.images(dataset, _label(inputs.name, condition))
-        scores.append(evaluate(replace(inputs, dataset=dataset, images=images)).scores[metric])
+        there = evaluate(replace(inputs, dataset=dataset, images=images))
+        scores.append(there.score_rows()[metric])
     clean, *rest = scores
     found: list[dict[str, Any]] = [
         {
             "corruption": condition.name,
             "severity": condition.severity,
             "amount": condition.amount,
-            "score": asdict(score),
+            "score": score,
         }
         for condition, score in zip(conditions(config)[1:], rest, strict=True)
     ]
-    mean = float(np.mean([score.value for score in rest]))
+    mean = float(np.mean([score["value"] for score in rest]))
     worst = min(found, key=lambda entry: entry["score"]["value"])
     details: dict[str, Any] = {
         "side": config.side,
         "metric": metric,
-        "clean": asdict(clean),
+        "clean": clean,
         "mean": mean,
         "conditions": found,
     }
+    name = metric.replace("_", " ")
     note = (
-        f"corrupted images: {metric.replace('_', ' ')} {mean:.1%} in the mean of {len(found)} "
-        f"conditions, lowest {worst['score']['value']:.1%} ({worst['corruption']} "
-        f"{worst['severity']}); clean at {config.side} px {clean.value:.1%}"
+        f"corrupted images: {name} {shown(metric, mean)} in the mean of {len(found)} "
+        f"conditions, lowest {shown(metric, worst['score']['value'])} ({worst['corruption']} "
+        f"{worst['severity']}); clean at {config.side} px {shown(metric, clean['value'])}"
     )
     return replace(
         result,

@@ -187,7 +187,10 @@ def test_what_is_left_out_is_counted() -> None:
         "several different labels": 1,
         BROKEN: 1,
     }
-    assert result.notes == ["class 'B' has no item in this split"]
+    assert result.notes == [
+        "class 'B' has no item in this split",
+        "few items of 'A' 1: class means are less sure than their intervals",
+    ]
     row = result.details["per_class"]["B"]
     assert (row["n"], row["recall"], row["recall_interval"], row["auroc"]) == (0, None, None, None)
 
