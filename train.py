@@ -8,12 +8,11 @@ one of its processes has not ended with 0.
 """
 
 import os
-import time
 
 from eval.in_training import SuiteScorer
 from eval.retrieval import recall
 from vlp import distributed
-from vlp.config import UserError, load_config, run_program
+from vlp.config import load_config, run_program
 from vlp.dry_run import dry_run
 from vlp.interrupt import STOPPED, Interrupt
 from vlp.settings import Config
@@ -30,18 +29,9 @@ def _scorer(config: Config) -> SuiteScorer | None:
 
 def main(argv: list[str]) -> None:
     """Train to the end, and say where the model is."""
-    try:
+    with distributed.session(), Interrupt() as interrupt:
         config = load_config(Config, argv, "torchrun --nproc-per-node N train.py")
-        with Interrupt() as interrupt:
-            _train(config, interrupt)
-    except UserError:
-        # Most faults are common to all ranks. Rank 0 tells, torchrun then stops the others; what
-        # only another rank sees is told by that rank, after this pause.
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(5)
-        raise
-    finally:
-        distributed.stop()
+        _train(config, interrupt)
 
 
 def _train(config: Config, interrupt: Interrupt) -> None:

@@ -91,7 +91,7 @@ class Clock(TrainerCallback):
         self.first, self.tokens = first, list[torch.Tensor]()
         self.began = self.seconds = 0.0
 
-    def count(self, model: Any, positional: Any, named: dict[str, Any]) -> None:
+    def count(self, model: Any, _: Any, named: dict[str, Any]) -> None:
         """A hook before the model's forward; waits for nothing."""
         self.tokens.append(named["attention_mask"].sum())
 

@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -78,6 +81,24 @@ def stop() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """What a training program does within it, and how it leaves: the group is left in any case, and
+    rank 0 is the first to tell what a user has to put right.
+
+    Most faults are common to all ranks. Rank 0 tells, torchrun then stops the others; what only
+    another rank sees is told by that rank, after a pause.
+    """
+    try:
+        yield
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)
+        raise
+    finally:
+        stop()
 
 
 def size() -> int:

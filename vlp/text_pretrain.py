@@ -8,12 +8,10 @@ command goes on; 2 something has to be put right; 70 it hung. torchrun itself en
 one of its processes has not ended with 0.
 """
 
-import os
-import time
 from functools import partial
 
 from vlp import distributed
-from vlp.config import UserError, load_config, run_program
+from vlp.config import load_config, run_program
 from vlp.interrupt import STOPPED, Interrupt
 from vlp.text import forgetting
 from vlp.text.clip_retrieval import check_clip, encoder_retrieval
@@ -24,28 +22,19 @@ from vlp.text.trainer import TextTrainer
 
 def main(argv: list[str]) -> None:
     """Train to the end, and say where the model is."""
-    try:
+    with distributed.session(), Interrupt() as interrupt:
         config = load_config(TextRunConfig, argv, "python -m vlp.text_pretrain")
-        with Interrupt() as interrupt:
-            if config.arms:
-                if config.clip:
-                    check_clip(config.clip)
-                run_arms(
-                    *(config, argv),
-                    lambda arm, approve: train(arm, interrupt, approve),
-                    partial(encoder_retrieval, clip=config.clip, heard=lambda: interrupt.heard),
-                    print,
-                )
-            else:
-                train(config, interrupt)
-    except UserError:
-        # Most faults are common to all ranks. Rank 0 tells, torchrun then stops the others; what
-        # only another rank sees is told by that rank, after this pause.
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(5)
-        raise
-    finally:
-        distributed.stop()
+        if config.arms:
+            if config.clip:
+                check_clip(config.clip)
+            run_arms(
+                *(config, argv),
+                lambda arm, approve: train(arm, interrupt, approve),
+                partial(encoder_retrieval, clip=config.clip, heard=lambda: interrupt.heard),
+                print,
+            )
+        else:
+            train(config, interrupt)
 
 
 def train(
