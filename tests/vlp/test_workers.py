@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import time
@@ -70,6 +71,26 @@ def test_signals_to_the_job_leave_workers_alone() -> None:
     time.sleep(0.2)
     assert set(items) == pids  # 36 more batches, by the same processes
     assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_no_other_thread_of_a_worker_takes_signals() -> None:
+    """Those that torch starts anew in a forked process would be killed by them, and all with it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    many = torch.ones(1000, 1000)
+    (many @ many).sum()  # now there are some
+    items = run(Pids(), count=4)
+    for pid in {next(items) for _ in range(4)}:
+        masks = [
+            int(re.findall(r"^SigBlk:\s*(\w+)", (task / "status").read_text(), re.M)[0], 16)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
+        for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            blocked = [bool(mask >> (each - 1) & 1) for mask in masks]
+            assert blocked.count(False) <= 1  # the one that waits for them
+    torch.set_num_threads(threads)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGTERM, signal.SIGUSR1}
 
 
 def test_workers_end_with_the_loop() -> None:

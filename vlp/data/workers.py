@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,23 @@ def _obey(parent: int) -> None:
             os._exit(0)
 
 
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Within it the signals wait, for this thread and for the processes that it starts.
+
+    A forked process in which torch has had several threads starts some anew, before `start_worker`
+    is called there. One that doesn't block a signal takes it, and the process dies of it.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_THE_RUN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Guarded(Dataset[Any]):
     """A data set whose UserErrors reach the training process as what they are.
 
@@ -65,7 +83,8 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        items = iter(self.loader)
+        with _held_back():
+            items = iter(self.loader)
         while True:
             try:
                 item = next(items)
