@@ -370,6 +370,24 @@ def test_from_a_file_of_timm_weights(tmp_path: Path, suffix: str) -> None:
         start(dataclasses.replace(MODEL, image=absent), tokenizer)
 
 
+def test_the_image_tower_of_a_clip(source: Path, tmp_path: Path) -> None:
+    """What LiT locks: the trunk is the model's, the projection and all else are new."""
+    image = dataclasses.replace(MODEL.image, pretrained=str(source), frozen=-1)
+    tokenizer = make_tokenizer(tmp_path / "tok")
+    got = start(dataclasses.replace(MODEL, image=image), tokenizer)
+    theirs = load_pretrained(source).model.state_dict()
+    own = got.state_dict()
+    assert {k for k, v in own.items() if torch.equal(v, theirs[k])} >= {
+        k for k in own if k.startswith("visual.trunk.")
+    }
+    assert not torch.equal(own["visual.head.proj.weight"], theirs["visual.head.proj.weight"])
+    learnt = {k for k, v in got.named_parameters() if v.requires_grad and k.startswith("visual.")}
+    assert learnt == {"visual.head.proj.weight"}
+    other = dataclasses.replace(image, mean=(0.0, 0.0, 0.0))
+    with pytest.raises(UserError, match=r"made with other settings; set model\.image\.mean="):
+        start(dataclasses.replace(MODEL, image=other), tokenizer)
+
+
 def test_from_timm_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """timm's download is stood in for by a model of its own making."""
     donor = timm.create_model("test_vit")

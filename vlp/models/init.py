@@ -49,7 +49,7 @@ def initialise(model: DualEncoder, config: ModelConfig, tokenizer: CaptionTokeni
         if config.init:
             _from_model(model, config, tokenizer)
         if config.image.pretrained:
-            _from_timm(model.visual.trunk, config)
+            _from_image_source(model.visual.trunk, config)
         if config.text.init:
             _from_bert(model, config, tokenizer)
 
@@ -143,8 +143,8 @@ def _differences(model: DualEncoder, theirs: Any) -> tuple[float, float]:
     return image, text_difference
 
 
-def _from_timm(trunk: Any, config: ModelConfig) -> None:
-    """The image tower's trunk, from timm's own weights or a file of them."""
+def _from_image_source(trunk: Any, config: ModelConfig) -> None:
+    """The image tower's trunk: timm's own weights, a file of them, or those of a CLIP."""
     source = config.image.pretrained
     if source == "timm":
         try:
@@ -158,14 +158,31 @@ def _from_timm(trunk: Any, config: ModelConfig) -> None:
         load_weights(trunk, donor.state_dict(), f"timm's {config.image.name}")
         return
     path = Path(source)
+    if (folder := fetch(source)) is not None:
+        _from_clip(trunk, config, folder)
+        return
     if not path.is_file():
-        raise UserError(f"model.image.pretrained={source}: neither `timm` nor a file of weights")
+        raise UserError(
+            f"model.image.pretrained={source}: neither `timm` nor a file of weights nor a model "
+            "folder"
+        )
     weights = _filtered(trunk, read_tensors(path), source)
     classifier = trunk.default_cfg.get("classifier", "head")
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     dropped = tuple(f"{name}." for name in names)
     weights = {key: value for key, value in weights.items() if not key.startswith(dropped)}
     load_weights(trunk, weights, source)
+
+
+def _from_clip(trunk: nn.Module, config: ModelConfig, folder: Path) -> None:
+    """The trunk of a model folder's image tower; its projection belongs to another text tower."""
+    theirs, _ = read_config(folder)
+    differences = _differing("model.image", config.image, theirs.image, IMAGE_KEYS)
+    _refuse(differences, config.image.pretrained)
+    weights, origin = folder_weights(folder)
+    prefix = "visual.trunk."
+    of_trunk = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    load_weights(trunk, of_trunk, origin)
 
 
 def _filtered(trunk: nn.Module, weights: dict[str, Tensor], origin: str) -> dict[str, Tensor]:

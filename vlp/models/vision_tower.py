@@ -31,7 +31,8 @@ class ImageConfig:
     """Side of the square input, in pixels; the one that the model was made for."""
     pretrained: str = ""
     """Weights to start from: `timm` for timm's own of this name (ImageNet's, usually), which are
-    downloaded or cached, or a file of them (.safetensors, .bin, .pth)."""
+    downloaded or cached; a file of them (.safetensors, .bin, .pth); or a CLIP whose image tower is
+    taken without its projection (a model folder or `hf-hub:ORG/NAME`)."""
     pool: Literal["", "token", "avg", "map"] = ""
     """Pooling of the tokens; empty keeps the model's own."""
     drop_path: float = 0.0

@@ -15,6 +15,7 @@ from typing import Any
 from vlp.config import UserError, run_program, write_text
 from vlp.curves import read_metrics
 from vlp.data.text import CaptionTokenizer
+from vlp.text.clip_retrieval import RECALLS
 from vlp.text.export import FACTS
 from vlp.text.settings import TextRunConfig
 from vlp.text.store import prepare
@@ -138,16 +139,13 @@ def _retrieval(arms: Arms) -> str:
             found = [r["retrieval"][source] for r in arm if source in r["retrieval"]]
             if found:
                 where = f"{source} ({found[0]['split']}, n = {found[0]['n']})"
-                ways = [_recall([each[way] for each in found]) for way in _WAYS]
-                chance = f"{found[0][_WAYS[0]]['chance']:.1%}"
-                rows.append([where, _name(arm[0]), *ways, chance])
+                recalls = [_recall([each[name] for each in found]) for name in RECALLS]
+                chance = f"{found[0][RECALLS[0]]['chance']:.1%}"
+                rows.append([where, _name(arm[0]), *recalls, chance])
     if not rows:
         return ""
-    head = ["after CLIP training", "arm", "image to text R@1", "text to image R@1", "chance"]
-    return _table(head, rows)
-
-
-_WAYS = ("image_to_text", "text_to_image")
+    names = [name.replace("_recall", " R").replace("_", " ") for name in RECALLS]
+    return _table(["after CLIP training", "arm", *names, "chance of R@1"], rows)
 
 
 def _recall(scores: Sequence[Mapping[str, float]]) -> str:

@@ -26,7 +26,7 @@ from vlp.text.settings import TextRunConfig
 
 CHECKOUT = Path(__file__).parents[2]
 SCORES = "retrieval.json"
-WAYS = ("image_to_text", "text_to_image")
+RECALLS = tuple(f"{way}_recall@{k}" for k in (1, 10) for way in ("image_to_text", "text_to_image"))
 _SHAPE = ("max_positions", "width", "layers", "heads", "mlp_width")
 _TORCHRUN = ("MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "LOCAL_", "WORLD_SIZE", "RANK")
 """Variables that begin like this place a process among others, which a program of its own isn't."""
@@ -87,7 +87,7 @@ def score_encoder(
         heard: the number of a signal to stop for, 0 if there is none.
 
     Returns:
-        Source -> split, n and recall@1 both ways with bounds.
+        Source -> split, n and RECALLS with bounds and chance.
 
     Raises:
         UserError: a program failed; it has said why.
@@ -135,9 +135,8 @@ def _task(name: str, path: str, config: Config) -> dict[str, Any]:
 
 def _read(out: Path, name: str) -> dict[str, Any]:
     record = json.loads((out / f"{name}.json").read_text("utf-8"))
-    scores = {way: record["scores"][f"{way}_recall@1"] for way in WAYS}
     keys = ("value", "low", "high", "chance")
-    kept = {way: {key: score[key] for key in keys} for way, score in scores.items()}
+    kept = {name: {key: record["scores"][name][key] for key in keys} for name in RECALLS}
     return {"n": record["n"], **kept}
 
 

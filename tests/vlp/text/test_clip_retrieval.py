@@ -57,9 +57,9 @@ def test_an_encoder_is_trained_on_and_scored(
     record = json.loads((folder / "eval" / "figures.json").read_text())
     assert record["data"]["split"] == scores["figures"]["split"] == "val"  # there is no test split
     assert scores["figures"]["n"] == record["n"] == 7
-    for way in ("image_to_text", "text_to_image"):
-        want = record["scores"][f"{way}_recall@1"]
-        assert scores["figures"][way] == {k: want[k] for k in ("value", "low", "high", "chance")}
+    for name in ("image_to_text_recall@1", "text_to_image_recall@10"):
+        want = record["scores"][name]
+        assert scores["figures"][name] == {k: want[k] for k in ("value", "low", "high", "chance")}
         assert 0 <= want["low"] <= want["value"] <= want["high"] <= 1
 
     monkeypatch.setattr(clip_retrieval, "_run", lambda *_: pytest.fail("ran again"))

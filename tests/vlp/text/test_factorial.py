@@ -13,6 +13,7 @@ from tests.vlp.text.tiny import arguments, make_home
 from vlp.config import UserError, load_config
 from vlp.curves import read_metrics
 from vlp.text import arms_report, factorial
+from vlp.text.clip_retrieval import RECALLS
 from vlp.text.factorial import Approve, arms_of, run_arms
 from vlp.text.settings import TextRunConfig
 from vlp.text_pretrain import main
@@ -212,7 +213,7 @@ def record(value: float, seed: int) -> dict[str, Any]:
         "corpora": {"a": corpus},
         "other": {},
         "retrieval": {
-            "shards": {"split": "test", "n": 100, "image_to_text": scores, "text_to_image": scores}
+            "shards": {"split": "test", "n": 100} | dict.fromkeys(RECALLS, scores)
         },
     }
 
@@ -229,7 +230,8 @@ def test_one_run_shows_intervals_several_their_range(
     arms_report.main([str(tmp_path / "0"), str(tmp_path / "1")])
     both = capsys.readouterr().out
     assert "| **a** | one | 0.500 [0.200, 0.800] | 2.500 | 1.250 |" in both
-    assert "| one | 25.0% [10.0%, 40.0%] | 25.0% [10.0%, 40.0%] | 1.0% |" in both
+    assert "| image to text R@1 | text to image R@1 | image to text R@10 |" in both
+    assert f"| one |{' 25.0% [10.0%, 40.0%] |' * 4} 1.0% |" in both
 
 
 @pytest.mark.parametrize(
