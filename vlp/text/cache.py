@@ -253,7 +253,7 @@ class Rows(NamedTuple):
     Attributes:
         text: all their sequences.
         starts: [R + 1], the number of the sequence that each row begins with.
-        names: [R], "corpus/row".
+        names: [R], "corpus/row", or "corpus@length/row" where sequences are shorter than rows.
     """
 
     text: PackedText
@@ -261,8 +261,26 @@ class Rows(NamedTuple):
     names: list[str]
 
 
+class Cut(NamedTuple):
+    """A corpus as sequences of a certain length in rows.
+
+    Attributes:
+        spans: [N, 2], see TokenStore.sequences.
+        rows: [R + 1], where each row begins among them.
+    """
+
+    spans: Spans
+    rows: NDArray[np.int64]
+
+
 class PackedCorpora:
-    """The pretraining stream of a mixture: positions -> rows of packed sequences."""
+    """The pretraining stream of a mixture: positions -> rows of packed sequences.
+
+    Attributes:
+        length: tokens of a row at most.
+        lengths: tokens of a sequence at most, in each stage of the mixture.
+        cuts: each of these lengths -> the corpora.
+    """
 
     def __init__(
         self,
@@ -289,9 +307,15 @@ class PackedCorpora:
             raise UserError(f"length={self.length}: with [CLS] and [SEP] set 3 or more")
         self.ends = ends_of(tokenizer)
         self.ids = [store.ids for store in tokens.values()]
-        self.spans = [store.sequences(self.length) for store in tokens.values()]
-        self.rows = [row_starts(spans, self.length) for spans in self.spans]
-        units = {name: len(rows) - 1 for name, rows in zip(tokens, self.rows, strict=True)}
+        self.lengths = [stage.length or self.length for stage in mixture.stages]
+        self.cuts = {
+            length: [_cut(store, length, self.length) for store in tokens.values()]
+            for length in dict.fromkeys(self.lengths)
+        }
+        units = [
+            {name: len(cut.rows) - 1 for name, cut in zip(tokens, self.cuts[length], strict=True)}
+            for length in self.lengths
+        ]
         self.sampler = Sampler.open(mixture, units, sizes, batch)
 
     def read(self, positions: Sequence[int] | Positions) -> Rows:
@@ -299,17 +323,25 @@ class PackedCorpora:
         found: list[NDArray[Any]] = []
         starts, names = [0], []
         corpora, rows = self.sampler.samples(positions)
-        for corpus, row in zip(corpora.tolist(), rows.tolist(), strict=True):
-            first, last = self.rows[corpus][row : row + 2].tolist()
-            ids = self.ids[corpus]
-            found += [ids[start:end] for start, end in self.spans[corpus][first:last].tolist()]
+        stages = self.sampler.stage(positions).tolist()
+        for stage, corpus, row in zip(stages, corpora.tolist(), rows.tolist(), strict=True):
+            length = self.lengths[stage]
+            cut, ids = self.cuts[length][corpus], self.ids[corpus]
+            first, last = cut.rows[row : row + 2].tolist()
+            found += [ids[start:end] for start, end in cut.spans[first:last].tolist()]
             starts.append(len(found))
-            names.append(f"{self.sampler.names[corpus]}/{row}")
+            of_length = f"@{length}" if length < self.length else ""
+            names.append(f"{self.sampler.names[corpus]}{of_length}/{row}")
         return Rows(pack_rows(found, self.length, self.ends), starts, names)
 
     def batch(self, positions: Sequence[int] | Positions) -> PackedText:
         """The same without where the rows begin."""
         return self.read(positions).text
+
+
+def _cut(store: TokenStore, length: int, row: int) -> Cut:
+    spans = store.sequences(length)
+    return Cut(spans, row_starts(spans, row))
 
 
 def unigram_bits_per_character(train: TokenStore, held_out: TokenStore) -> float:

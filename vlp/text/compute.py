@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from vlp.data.order import Order
 from vlp.data.text import PackedText
 from vlp.models.text_tower import TextConfig
 from vlp.text.cache import PackedCorpora
@@ -157,20 +156,20 @@ class RunCosts:
             extra: operations per step of what is learnt besides, on average.
         """
         self.sampler, self.batch, self.extra = corpora.sampler, batch, extra
-        counted = zip(corpora.spans, corpora.rows, strict=True)
-        self._rows = [_row_amounts(spans, rows, costs, share) for spans, rows in counted]
-        self._sums = [amounts.sum(0) for amounts in self._rows]
+        self._lengths = corpora.lengths
+        self._rows = {
+            length: [_row_amounts(*cut, costs, share) for cut in cuts]
+            for length, cuts in corpora.cuts.items()
+        }
+        self._sums = {length: [a.sum(0) for a in rows] for length, rows in self._rows.items()}
 
     def spent(self, steps: int) -> Spent:
         """The sums over the first `steps` steps."""
         end = steps * self.batch
         stops = [*self.sampler.starts[1:], end]
         total = np.zeros(3)
-        stages = zip(
-            self.sampler.starts, stops, self.sampler.orders, self.sampler.members, strict=True
-        )
-        for start, stop, order, members in stages:
-            total += self._of_stage(order, members, max(0, min(stop, end) - start))
+        for stage, (start, stop) in enumerate(zip(self.sampler.starts, stops, strict=True)):
+            total += self._of_stage(stage, max(0, min(stop, end) - start))
         tokens, masked, flops = total.tolist()
         return Spent(round(tokens), round(masked), flops + self.extra * steps)
 
@@ -185,14 +184,15 @@ class RunCosts:
         before, after = (self.spent(n).flops for n in (steps - 1, steps))
         return max(1, steps - (flops - before < after - flops))
 
-    def _of_stage(self, order: Order, members: Sequence[int], count: int) -> NDArray[np.float64]:
+    def _of_stage(self, stage: int, count: int) -> NDArray[np.float64]:
         """[3]: the sums over a stage's first `count` rows."""
-        total = np.zeros(3)
+        order, members = self.sampler.orders[stage], self.sampler.members[stage]
+        length, total = self._lengths[stage], np.zeros(3)
         for source, taken in enumerate(order.taken(count)):
-            rows = self._rows[members[source]]
+            rows = self._rows[length][members[source]]
             passes, rest = divmod(taken, len(rows))
             # Whole passes hold each row once; only the one that is broken off has to be looked at.
-            total += passes * self._sums[members[source]]
+            total += passes * self._sums[length][members[source]]
             for start in range(taken - rest, taken, _CHUNK):
                 ranks = np.arange(start, min(start + _CHUNK, taken))
                 total += rows[order.of_source(source, ranks)].sum(0)

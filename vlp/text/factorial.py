@@ -81,7 +81,7 @@ def run_arms(
         config: with arms.
         argv: the command line that it was read from.
         train: makes a run.
-        retrieval: scores an arm's encoder, if `clip` asks for it.
+        retrieval: scores a compared arm's encoder, if `clip` asks for it.
         report: gets the tables; called on rank 0.
 
     Raises:
@@ -108,7 +108,7 @@ def run_arms(
     if _is_main():
         records = [arm_record(arm.config, arm.compared, arm.changes) for arm in arms]
         for arm, record in zip(arms, records, strict=True):
-            if config.clip:
+            if config.clip and arm.compared:
                 record["retrieval"] = retrieval(arm.config)
         report(write_report(config.folder, records))
 

@@ -34,10 +34,16 @@ class StageConfig:
     corpus once."""
     steps: int = 0
     """Steps that the stage takes; 0: all that are left, for the last stage only."""
+    length: int = 0
+    """Tokens of a sequence at most, if it is to be fewer than `model.length`: short sequences first
+    is BERT's own way (Devlin et al. 2019, appendix A.2). Rows stay `model.length` tokens long and
+    hold more sequences. 0: `model.length`. No matter for vocabularies."""
 
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps: set 0 or more, got {self.steps}")
+        if self.length and self.length < 3:
+            raise ValueError(f"length: with [CLS] and [SEP] set 3 or more, got {self.length}")
         for name, weight in self.weights.items():
             if weight != AUTO and not 0 < _number(weight) < math.inf:
                 raise ValueError(f"weights.{name}={weight}: set a positive number or `{AUTO}`")
@@ -115,7 +121,7 @@ class Sampler:
     def open(
         cls,
         config: MixtureConfig,
-        units: Mapping[str, int],
+        units: Mapping[str, int] | Sequence[Mapping[str, int]],
         sizes: Mapping[str, int],
         batch: int = 1,
     ) -> "Sampler":
@@ -123,18 +129,19 @@ class Sampler:
 
         Args:
             config: the mixture.
-            units: how many each corpus has.
+            units: how many each corpus has; where stages differ in that, of each stage.
             sizes: bytes of each corpus' training text.
             batch: positions per step, for the lengths of the stages.
 
         Raises:
             UserError: see `passes`.
         """
-        names = tuple(units)
+        of_stages = [units] * len(config.stages) if isinstance(units, Mapping) else units
+        names = tuple(of_stages[0])
         orders, members, starts, start = [], [], [], 0
-        for number, stage in enumerate(config.stages):
+        for number, (stage, counts) in enumerate(zip(config.stages, of_stages, strict=True)):
             weights = passes(stage.weights, sizes)
-            sources = {name: Source(_blocks(units[name]), w) for name, w in weights.items()}
+            sources = {name: Source(_blocks(counts[name]), w) for name, w in weights.items()}
             try:
                 orders.append(Order(sources, seed=config.seed + number, window=WINDOW))
             except ValueError as error:
@@ -144,10 +151,14 @@ class Sampler:
             start += stage.steps * batch
         return cls(names, tuple(orders), tuple(members), tuple(starts))
 
+    def stage(self, positions: Sequence[int] | Positions) -> Positions:
+        """[N] positions of the stream -> [N] the stage of each, from 0."""
+        return np.searchsorted(self.starts, positions, side="right") - 1
+
     def samples(self, positions: Sequence[int] | Positions) -> tuple[Positions, Positions]:
         """[N] positions of the stream -> corpus [N], index into `names`; unit [N] of it."""
         where = np.asarray(positions, dtype=np.int64)
-        stage = np.searchsorted(self.starts, where, side="right") - 1
+        stage = self.stage(where)
         corpus, unit = np.empty_like(where), np.empty_like(where)
         for number in np.unique(stage).tolist():
             mine = stage == number
@@ -169,7 +180,8 @@ def _blocks(units: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class MixedTexts:
-    """The texts that a vocabulary is trained on: one epoch of each stage of the mixture.
+    """The texts that a vocabulary is trained on: one epoch of each stage of the mixture, but one of
+    all those with the same weights.
 
     It can be gone through any number of times, with the same texts in the same order.
     """
@@ -182,7 +194,10 @@ class MixedTexts:
         units = {name: len(of_split) for name, of_split in numbers.items()}
         sizes = {name: store.bytes() for name, store in self.stores.items()}
         sampler = Sampler.open(self.config, units, sizes)
-        for stage in range(len(sampler.orders)):
+        weights = [stage.weights for stage in self.config.stages]
+        for stage in (
+            number for number, each in enumerate(weights) if each not in weights[:number]
+        ):
             corpora, documents = sampler.epoch(stage)
             for start in range(0, len(corpora), DOCUMENTS):
                 chunk = slice(start, start + DOCUMENTS)

@@ -253,6 +253,12 @@ class TextRunConfig:
         needs = self.init == "continual" or self.vocabulary == "inherited"
         if needs and not self.base and not self.arms:
             raise ValueError("base: init=continual and vocabulary=inherited need a model's folder")
+        for stage in self.mixture.stages:
+            if stage.length > self.model.length:
+                raise ValueError(
+                    f"mixture.stages: length={stage.length} is more than model.length="
+                    f"{self.model.length}"
+                )
         self._check_continual()
         if self.clip and not self.arms:
             raise ValueError("clip: it compares arms; name some, or leave it empty")

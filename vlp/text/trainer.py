@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -180,9 +179,15 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
 
     def facts(self) -> list[str]:
         """See Engine."""
-        rows = sum(len(rows) - 1 for rows in self.corpora.rows)
+        length, corpora = self.config.model.length, self.corpora
+        rows = sum(len(cut.rows) - 1 for cut in corpora.cuts[corpora.lengths[-1]])
         facts = [
-            f"{rows:,} rows of {self.config.model.length} tokens",
+            f"{rows:,} rows of {length} tokens",
+            *(
+                f"in stage {number} sequences of {short}"
+                for number, short in enumerate(corpora.lengths, start=1)
+                if short < length
+            ),
             f"vocabulary of {self.tokenizer.vocab_size:,}",
             *self.notes,
         ]
@@ -192,7 +197,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
         """See Engine."""
         position, sampler = self.schedule.position(self.step), self.corpora.sampler
         # The last row that was seen decides the stage.
-        stage = int(np.searchsorted(sampler.starts, position - 1, side="right")) - 1
+        stage = int(sampler.stage([position - 1])[0])
         rows = position - sampler.starts[stage]
         found = {"stage": stage + 1, "epoch": rows / sampler.orders[stage].epoch_size}
         if self.objectives:

@@ -104,14 +104,16 @@ def test_sequences_are_the_documents_in_order(tmp_path: Path, wordpiece: Path) -
         assert (np.array(costs[:-1]) + first > length).all()
 
 
-def make_stream(folder: Path, tokenizer: Path, length: int = 40) -> PackedCorpora:
+def make_stream(
+    folder: Path, tokenizer: Path, length: int = 40, stages: list[StageConfig] | None = None
+) -> PackedCorpora:
     stores = {name: make_store(folder, name, n) for name, n in (("large", 40), ("small", 8))}
     tokens = {
         name: tokenize(store, "train", tokenizer, folder / "cache")
         for name, store in stores.items()
     }
     weights = {"large": "auto", "small": "auto"}
-    mixture = MixtureConfig(stages=[StageConfig(weights=weights)])
+    mixture = MixtureConfig(stages=stages or [StageConfig(weights=weights)])
     sizes = {name: store.bytes() for name, store in stores.items()}
     return PackedCorpora(tokens, sizes, mixture, CaptionTokenizer(tokenizer, length), batch=4)
 
@@ -132,9 +134,33 @@ def test_batches_hold_every_sequence_and_never_mix_documents(
     amplified = round(stream.sampler.orders[0].sources["small"].weight)
     assert amplified >= 2
     want: list[list[int]] = []
-    for ids, spans, times in zip(stream.ids, stream.spans, (1, amplified), strict=True):
-        want += [[2, *ids[a:b].tolist(), 3] for a, b in spans.tolist()] * times
+    for ids, cut, times in zip(stream.ids, stream.cuts[40], (1, amplified), strict=True):
+        want += [[2, *ids[a:b].tolist(), 3] for a, b in cut.spans.tolist()] * times
     assert sorted(found) == sorted(want)
+
+
+def test_a_stage_of_shorter_sequences(tmp_path: Path, wordpiece: Path) -> None:
+    """The same text in sequences of 11 tokens, as many of them in a row as it has room for."""
+    weights = {"large": "1", "small": "1"}
+    stages = [StageConfig(weights=weights, length=11, steps=3), StageConfig(weights=weights)]
+    stream = make_stream(tmp_path, wordpiece, stages=stages)
+    rows = stream.read(range(16))
+    lengths = rows.text.cu_seqlens.diff().tolist()
+    of_rows = [lengths[start:end] for start, end in pairwise(rows.starts)]
+    assert {max(row) for row in of_rows[:12]} == {11}
+    assert max(max(row) for row in of_rows[12:]) > 11
+    assert all(sum(row) <= 40 for row in of_rows)
+    assert ["@11/" in name for name in rows.names] == [True] * 12 + [False] * 4
+    epoch = [len(stream.sampler.epoch(stage)[0]) for stage in (0, 1)]
+    assert epoch[0] >= epoch[1]  # more [CLS] and [SEP]
+    stages[0] = StageConfig(weights=weights, length=11, steps=epoch[0] // 4 + 1)
+    stream = make_stream(tmp_path, wordpiece, stages=stages)
+    want = [
+        [2, *ids[a:b].tolist(), 3]
+        for ids, cut in zip(stream.ids, stream.cuts[11], strict=True)
+        for a, b in cut.spans.tolist()
+    ]
+    assert sorted(sequences(stream.batch(range(epoch[0])))) == sorted(want)
 
 
 def test_a_batch_is_a_function_of_its_positions(tmp_path: Path, wordpiece: Path) -> None:

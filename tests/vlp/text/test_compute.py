@@ -140,6 +140,11 @@ STAGES = {
         StageConfig(weights={"two": "1.7", "one": "0.6"}, steps=11),
         StageConfig(weights={"two": "2"}),
     ],
+    "short sequences first": [
+        StageConfig(length=7, steps=13),
+        StageConfig(weights={"two": "2"}, length=12, steps=20),
+        StageConfig(),
+    ],
 }
 
 

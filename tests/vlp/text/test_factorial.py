@@ -212,9 +212,7 @@ def record(value: float, seed: int) -> dict[str, Any]:
         "flops": {"run": 1e9, "base": 0.0, "all": 1e9},
         "corpora": {"a": corpus},
         "other": {},
-        "retrieval": {
-            "shards": {"split": "test", "n": 100} | dict.fromkeys(RECALLS, scores)
-        },
+        "retrieval": {"shards": {"split": "test", "n": 100} | dict.fromkeys(RECALLS, scores)},
     }
 
 

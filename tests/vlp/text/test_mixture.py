@@ -91,3 +91,6 @@ def test_texts_of_a_vocabulary_are_amplified(tmp_path: Path) -> None:
         {f"large text {n:03}": 1 for n in range(60)} | {f"small text {n:03}": 6 for n in range(10)}
     )
     assert list(texts) == list(texts)
+    short = StageConfig(weights=weights, length=16, steps=9)  # the same texts, cut otherwise
+    staged = MixtureConfig(stages=[short, StageConfig(weights=weights)])
+    assert list(MixedTexts(stores, staged)) == list(texts)

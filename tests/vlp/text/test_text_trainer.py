@@ -298,6 +298,8 @@ def test_vocabulary_is_shared_through_the_cache(home: Path) -> None:
     [
         (["corpora.a.path=/nowhere.jsonl"], "/nowhere.jsonl"),
         (["mixture.stages=[{weights: {c: 1}}]"], "weights.c: no such corpus; there are a, b"),
+        (["mixture.stages=[{length: 2}]"], "length: with [CLS] and [SEP] set 3 or more, got 2"),
+        (["mixture.stages=[{length: 99}]"], "length=99 is more than model.length="),
         (["init=continual", "base=/nowhere"], "base=/nowhere: no such folder"),
         (["vocabulary=inherited", "base=/nowhere"], "base=/nowhere: no such folder"),
         (["model.length=2"], "context_length=2"),
