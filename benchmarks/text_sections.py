@@ -1,18 +1,19 @@
 """What matching sections buys: retrieval of the mate section on documents that were not trained on.
 
-    python -m benchmarks.text_sections articles=FOLDER
+    python -m benchmarks.section_pairs articles=FOLDER out=data/pairs.jsonl
+    python -m benchmarks.text_sections pairs=data/pairs.jsonl base=FOLDER
     python -m benchmarks.text_sections pairs=FILE.jsonl first=findings second=impression
 
-Articles are JATS files: captions of figures and the paragraphs that mention them, split by article.
 The question (CXR-BERT, arXiv:2204.09817): does matching sections shape [CLS], which masked tokens
 alone leave to itself? Two encoders get the same operations on the same text, one of them the
-objective; both are scored by [CLS] and by the mean of their tokens. Beside them chance, an
-untrained encoder, and TF-IDF, which needs no training and is strong where sections share words.
+objective; both are scored by [CLS] and by the mean of their tokens. Beside them chance, the
+encoder that they started from, and TF-IDF, which needs no training and is strong where sections
+share words.
 """
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
 from benchmarks.measure import Result, Row, machine, report
-from data_prep.jats import JatsError, parse_article
 from vlp.config import UserError, load_config, run_program
 from vlp.data.text import PackedText
 from vlp.models.text_tower import PackedBert
@@ -34,10 +34,10 @@ from vlp.text.trainer import TextTrainer
 
 SETTINGS = """
 name: run
-own_vocabulary: {size: 4000}
-model: {length: 128, max_positions: 128, width: 128, layers: 3, heads: 4, mlp_width: 512}
-optimizer: {learning_rate: 5e-4, warmup_steps: 20}
-train: {batch_size: 16, log_every: 50, eval_every: 0, checkpoint_every: 100000, workers: 0}
+own_vocabulary: {size: 2000}
+model: {length: 128, max_positions: 128, width: 64, layers: 2, heads: 4, mlp_width: 256}
+optimizer: {learning_rate: 1e-3, warmup_steps: 20}
+train: {batch_size: 8, log_every: 50, eval_every: 0, checkpoint_every: 100000, workers: 0}
 objectives: {sections: {corpus: pairs, pairs: 32, documents: 10000}}
 """
 
@@ -46,10 +46,10 @@ objectives: {sections: {corpus: pairs, pairs: 32, documents: 10000}}
 class SectionsBenchmark:
     """Train with and without matching sections, and retrieve."""
 
-    articles: str = ""
-    """Folder of JATS files; their captions and mentions are the sections."""
     pairs: str = ""
-    """Instead: JSON lines with `id` and both sections."""
+    """JSON lines with `id` and both sections."""
+    base: str = ""
+    """Folder of an encoder that both start from; empty: from nothing."""
     first: str = "caption"
     """Field of one section."""
     second: str = "mention"
@@ -72,42 +72,16 @@ class SectionsBenchmark:
     """JSON file for the result; empty writes none."""
 
     def __post_init__(self) -> None:
-        if bool(self.articles) == bool(self.pairs):
-            raise ValueError("set articles=FOLDER or pairs=FILE")
-
-
-def write_pairs(articles: Path, file: Path) -> None:
-    """Caption and mentions of each figure that has both, as JSON lines.
-
-    Raises:
-        UserError: there are none.
-    """
-    lines = [json.dumps(record) for record in _figures(articles)]
-    if not lines:
-        raise UserError(f"{articles}: no figure with a caption and a mention in its JATS files")
-    file.write_text("\n".join(lines))
-
-
-def _figures(articles: Path) -> Iterator[dict[str, str]]:
-    for path in sorted([*articles.rglob("*.xml"), *articles.rglob("*.nxml")]):
-        try:
-            found = parse_article(path.read_bytes())
-        except JatsError as error:
-            print(f"{path}: {error}; left out")
-            continue
-        for number, figure in enumerate(found.figures):
-            if figure.caption and figure.mentions:
-                name = f"{path.relative_to(articles)}#{number}"
-                yield {"id": name, "caption": figure.caption, "mention": "\n".join(figure.mentions)}
+        if not self.pairs:
+            raise ValueError("set pairs=FILE")
 
 
 def settings(config: SectionsBenchmark, folder: Path, *overrides: str) -> TextRunConfig:
     """Of a run on the pairs, and on more text if there is some."""
-    pairs = config.pairs or str(folder / "pairs.jsonl")
     kept = {"duplicates": "none"}
     corpora: dict[str, object] = {
         "pairs": {
-            "path": pairs,
+            "path": config.pairs,
             "fields": [config.first, config.second],
             "group_until": config.group_until,
             "cleaning": kept,
@@ -122,8 +96,9 @@ def settings(config: SectionsBenchmark, folder: Path, *overrides: str) -> TextRu
     (folder / "data.yaml").write_text(json.dumps(data))  # JSON is YAML, too
     sections = [f"objectives.sections.{key}={getattr(config, key)}" for key in ("first", "second")]
     files = [str(folder / "settings.yaml"), str(folder / "data.yaml")]
-    flops = f"train.flops={config.flops}"
-    return load_config(TextRunConfig, [*files, flops, *sections, *config.run, *overrides])
+    start = ["init=continual", "vocabulary=inherited", f"base={config.base}"] if config.base else []
+    given = [*start, f"train.flops={config.flops}", *sections, *config.run, *overrides]
+    return load_config(TextRunConfig, [*files, *given])
 
 
 def pooled(bert: PackedBert, text: PackedText) -> Tensor:
@@ -169,8 +144,6 @@ def measure(config: SectionsBenchmark) -> Result:
     found: dict[str, Recall] = {}
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
-        if config.articles:
-            write_pairs(Path(config.articles), folder / "pairs.jsonl")
         weight = f"objectives.sections.weight={config.weight}"
         plain = TextTrainer(settings(config, folder, "name=plain"), print)
         matched = TextTrainer(settings(config, folder, "name=matched", weight), print)
@@ -184,7 +157,8 @@ def measure(config: SectionsBenchmark) -> Result:
 
         berts = {"masked tokens": plain.model.lm.bert, "and sections": matched.model.lm.bert}
         found["TF-IDF"] = tf_idf(plain.data.stores["pairs"], config, mates)
-        found["untrained, mean of tokens"] = score(partial(pooled, berts["masked tokens"]))
+        found["at the start, [CLS]"] = score(partial(cls, berts["masked tokens"]))
+        found["at the start, mean of tokens"] = score(partial(pooled, berts["masked tokens"]))
         for trainer in (plain, matched):
             trainer.fit()
         for name, bert in berts.items():
@@ -201,6 +175,7 @@ def measure(config: SectionsBenchmark) -> Result:
     facts = {
         **machine(),
         "pairs": f"{trained} for training, {documents} held out",
+        "base": config.base or "none",
         "operations": f"{config.flops:g} each; steps: {steps}",
         "seed": str(config.seed),
     }

@@ -1,11 +1,12 @@
-"""benchmarks/text_sections.py: both kinds of input, and scores that mean what they say."""
+"""benchmarks/text_sections.py and its pairs: scores that mean what they say."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.text_sections import SectionsBenchmark, measure, write_pairs
+from benchmarks.section_pairs import write_pairs
+from benchmarks.text_sections import SectionsBenchmark, measure
 from tests.vlp.text.objectives_data import reports
 from vlp.config import UserError
 
@@ -19,7 +20,7 @@ def test_captions_and_mentions_of_articles(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.xml").write_text(ARTICLE.format(n=number))
     (tmp_path / "broken.xml").write_text("no XML")
-    write_pairs(tmp_path, tmp_path / "pairs.jsonl")
+    assert write_pairs(tmp_path, tmp_path / "pairs.jsonl") == 3
     records = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [record["id"] for record in records] == ["0.xml#0", "1.xml#0", "2.xml#0"]
     assert records[1]["caption"] == "Bone of mouse 1."
@@ -45,5 +46,5 @@ def test_scores_of_all_arms(tmp_path: Path) -> None:
     held_out = int(result.facts["pairs"].split()[3])
     assert scores["chance"] == 1 / held_out
     assert scores["TF-IDF: impression of findings"] > 0.5
-    assert len(scores) == 1 + 2 * 7
+    assert len(scores) == 1 + 2 * 8
     assert all(0 <= score <= 1 for score in scores.values())
