@@ -32,7 +32,7 @@ def runs(path: Path) -> dict[str, TextRunConfig]:
     return {arm.name: arm.config for arm in arms} or {config.name: config}
 
 
-def test_the_issue_s_presets_are_there() -> None:
+def test_presets_of_the_papers_are_there() -> None:
     wanted = "biobert cxr_bert italian_medical openmed_dapt oubiobert pubmedbert spanish_clinical"
     assert [path.stem for path in PRESETS] == wanted.split()
 
