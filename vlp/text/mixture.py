@@ -69,6 +69,11 @@ class MixtureConfig:
         if self.stages[-1].steps:
             raise ValueError("stages: the last takes the steps that are left; set its steps=0")
 
+    def distinct(self) -> list[int]:
+        """The stages that a vocabulary is trained on: of those with equal weights the first."""
+        weights = [stage.weights for stage in self.stages]
+        return [number for number, each in enumerate(weights) if each not in weights[:number]]
+
 
 def passes(weights: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, float]:
     """Passes per epoch over each corpus that is used.

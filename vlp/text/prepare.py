@@ -135,7 +135,7 @@ def own_vocabulary(
     """Folder of a vocabulary of the mixture of `stores`, trained now if no run had the same."""
     meta = {
         "corpora": {name: store.key for name, store in stores.items()},
-        "weights": [stage.weights for stage in config.mixture.stages],
+        "weights": [config.mixture.stages[n].weights for n in config.mixture.distinct()],
         "seed": config.mixture.seed,
         "vocabulary": asdict(config.own_vocabulary),
     }

@@ -43,13 +43,15 @@ def open_quietly(home: Path, *overrides: str) -> list[str]:
 
 
 def test_what_a_vocabulary_depends_on(home: Path) -> None:
-    """Another mixture or kind makes a new one; the model's length, the seed and more corpora that
-    are only evaluated on do not."""
+    """Another mixture or kind makes a new one; lengths, the seed and more corpora that are only
+    evaluated on do not."""
     only_a = "mixture.stages=[{weights: {a: 1}}]"
     for change in ([], [only_a], ["own_vocabulary.lowercase=false"]):
         assert any("training a vocabulary" in line for line in open_quietly(home, *change))
     assert open_quietly(home, "model.length=16", "seed=4", "train.steps=3") == []
     assert open_quietly(home, only_a, "corpora.b.cleaning.unicode=true") == []
+    staged = "mixture.stages=[{weights: {a: 1}, length: 9, steps: 2}, {weights: {a: 1}}]"
+    assert open_quietly(home, staged) == []
 
 
 def test_a_vocabulary_that_two_processes_make(home: Path, tmp_path: Path) -> None:
