@@ -375,7 +375,7 @@ def measure(config: TextPretrainConfig) -> Result:
     facts["texts"] = (
         f"{config.texts or 'generated captions'}: {store.meta['documents']['train']:,} documents, "
         f"{store.bytes() / 1e6:.1f} MB; sequences of "
-        f"{np.diff(corpora.spans[0]).mean() + 2:.0f} tokens in the mean"
+        f"{np.diff(corpora.last[0].spans).mean() + 2:.0f} tokens in the mean"
     )
     facts["batch"] = f"{setting.rows} rows of {config.length} tokens; theirs the same sequences"
     facts["repetitions"] = f"{setting.repetitions}, interleaved, another batch each"

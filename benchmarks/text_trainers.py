@@ -115,8 +115,9 @@ def _now() -> float:
 def time_theirs(job: Job) -> float:
     """Seconds per real token, of batches with as many sequences as ours have in the mean."""
     batches, cuda = job.batches, job.device.type == "cuda"
-    rows = len(batches.corpora.rows[0]) - 1
-    sequences = len(batches.corpora.spans[0]) * batches.rows / rows
+    (cut,) = batches.corpora.last
+    rows = len(cut.rows) - 1
+    sequences = len(cut.spans) * batches.rows / rows
     clock, peer = Clock(job.steps), build_peer(job.model)
     peer.register_forward_pre_hook(clock.count, with_kwargs=True)
     Trainer(

@@ -318,6 +318,11 @@ class PackedCorpora:
         ]
         self.sampler = Sampler.open(mixture, units, sizes, batch)
 
+    @property
+    def last(self) -> list[Cut]:
+        """The corpora as the mixture's last stage has them."""
+        return self.cuts[self.lengths[-1]]
+
     def read(self, positions: Sequence[int] | Positions) -> Rows:
         """The rows at these positions of the stream; nothing is carried from call to call."""
         found: list[NDArray[Any]] = []

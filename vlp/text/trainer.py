@@ -180,7 +180,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
     def facts(self) -> list[str]:
         """See Engine."""
         length, corpora = self.config.model.length, self.corpora
-        rows = sum(len(cut.rows) - 1 for cut in corpora.cuts[corpora.lengths[-1]])
+        rows = sum(len(cut.rows) - 1 for cut in corpora.last)
         facts = [
             f"{rows:,} rows of {length} tokens",
             *(
