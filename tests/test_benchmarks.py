@@ -101,7 +101,6 @@ def test_text_pretrain_is_exact_and_needs_less(
 def test_whole_trainers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both count the real tokens of the steps that they time: the median row is a rate."""
     settings = "generated=60 length=32 rows=2 layers=1 width=64 repetitions=1 vocabulary.size=300"
-    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     found = rows(
         "text_pretrain", tmp_path, capsys, *settings.split(), "trainer_steps=2", "device=cpu"
     )
