@@ -101,7 +101,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
     def identity(self) -> dict[str, Any]:
         """See Engine."""
         config = self.config
-        stages = [[stage.weights, stage.steps] for stage in config.mixture.stages]
+        stages = [dataclasses.asdict(stage) for stage in config.mixture.stages]
         return {
             "train.batch_size": config.train.batch_size,
             "seed": config.seed,

@@ -324,6 +324,7 @@ def test_other_data_on_resume_is_refused(home: Path) -> None:
         ["masking.share=0.3"],
         ["seed=3"],
         ["mixture.stages=[{weights: {a: 1}}]"],
+        ["mixture.stages=[{length: 12}]"],
         ["model.length=20"],
         ["train.batch_size=4"],
         ["own_vocabulary.size=280"],
