@@ -199,10 +199,7 @@ class MixedTexts:
         units = {name: len(of_split) for name, of_split in numbers.items()}
         sizes = {name: store.bytes() for name, store in self.stores.items()}
         sampler = Sampler.open(self.config, units, sizes)
-        weights = [stage.weights for stage in self.config.stages]
-        for stage in (
-            number for number, each in enumerate(weights) if each not in weights[:number]
-        ):
+        for stage in self.config.distinct():
             corpora, documents = sampler.epoch(stage)
             for start in range(0, len(corpora), DOCUMENTS):
                 chunk = slice(start, start + DOCUMENTS)
