@@ -110,8 +110,9 @@ def _spending(arms: Arms) -> str:
         what = ", ".join(f"`{change}`" for change in first["changes"])
         rows.append([_name(first), what, steps, tokens, *flops])
     head = ["arm", "what", "steps", "tokens", "operations", "+ its base's", "= all"]
-    note = "" if all(arm[0]["compared"] for arm in arms) else "\n\nIn brackets: bases of others."
-    return _table(head, rows) + note
+    if all(arm[0]["compared"] for arm in arms):
+        return _table(head, rows)
+    return _table(head, rows) + "\n\nIn brackets: bases of others, and controls."
 
 
 def _corpora(arms: Arms) -> str:

@@ -3,7 +3,7 @@
 An arm is the configuration with some of its keys changed. Arms run one after the other; `base=@ARM`
 takes the model of an earlier one. What an arm spends includes what the arm whose weights it starts
 from has spent, so that training further is compared with training from nothing fairly. Arms that
-others are based on are not compared.
+others are based on need not spend as much, and are not scored; `controls` need not, but are.
 
     python -m vlp.text_pretrain configs/text/small/factorial.yaml
 
@@ -37,10 +37,10 @@ TOLERANCE = 0.01
 """How far the operations of compared arms may lie apart, as a share of the largest."""
 RECORD = "arm.json"
 
-_FIXED = ("name", "runs", "arms", "clip")
+_FIXED = ("name", "runs", "arms", "controls", "clip")
 """Keys that belong to all arms together."""
 _INDIFFERENT = re.compile(
-    r"report\..*|runs|cache|corpora\.\w+\.(path|max_bad)|train\.(micro_batch|activation_checkpointing"
+    r"report\..*|runs|cache|controls|corpora\.\w+\.(path|max_bad)|train\.(micro_batch|activation_checkpointing"
     r"|compile|parallel|device|workers|timeout|resume|\w+_every|checkpoint_minutes"
     r"|keep_checkpoints)"
 )
@@ -56,7 +56,8 @@ class Arm:
         changes: the `key=value` that make it.
         config: all of its settings; its folder is that of the configuration, with its name.
         start: the arm whose weights it starts from, or "".
-        compared: no other arm is based on it.
+        compared: no other arm is based on it, and it is no control.
+        scored: compared, or a control.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Arm:
     config: TextRunConfig
     start: str
     compared: bool
+    scored: bool
 
 
 def run_arms(
@@ -81,7 +83,7 @@ def run_arms(
         config: with arms.
         argv: the command line that it was read from.
         train: makes a run.
-        retrieval: scores a compared arm's encoder, if `clip` asks for it.
+        retrieval: scores an arm's encoder, if `clip` asks for it.
         report: gets the tables; called on rank 0.
 
     Raises:
@@ -108,7 +110,7 @@ def run_arms(
     if _is_main():
         records = [arm_record(arm.config, arm.compared, arm.changes) for arm in arms]
         for arm, record in zip(arms, records, strict=True):
-            if config.clip and arm.compared:
+            if config.clip and arm.scored:
                 record["retrieval"] = retrieval(arm.config)
         report(write_report(config.folder, records))
 
@@ -145,10 +147,17 @@ def arms_of(config: TextRunConfig, argv: Sequence[str]) -> list[Arm]:
                 raise UserError(f"arms.{name}: base={base}: arms before it are: {before}")
             base = str(config.folder / base[1:] / "model")
         own = dataclasses.replace(
-            settings, name=f"{config.name}/{name}", base=base if needs else "", arms={}, clip=""
+            settings,
+            name=f"{config.name}/{name}",
+            base=base if needs else "",
+            arms={},
+            controls=[],
+            clip="",
         )
         start = settings.base[1:] if own.init == "continual" and own.base != settings.base else ""
-        arms.append(Arm(name, tuple(config.arms[name]), own, start, name not in based_on))
+        control = name in config.controls
+        compared = name not in based_on and not control
+        arms.append(Arm(name, tuple(config.arms[name]), own, start, compared, compared or control))
     return arms
 
 

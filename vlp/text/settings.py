@@ -241,6 +241,9 @@ class TextRunConfig:
     arms: dict[str, list[str]] = field(default_factory=dict)
     """A factorial: name of each arm -> `key=value` that it changes. They run one after the other in
     RUNS/NAME/ARM and must spend the same compute, that of an arm they start from included."""
+    controls: list[str] = field(default_factory=list)
+    """Those of `arms` that need not: an encoder that has learnt nothing, say. They are scored like
+    the others."""
     clip: str = ""
     """Configuration of train.py with which every arm's encoder is compared by retrieval; with
     `arms` only. Empty: not done."""
@@ -262,6 +265,9 @@ class TextRunConfig:
         self._check_continual()
         if self.clip and not self.arms:
             raise ValueError("clip: it compares arms; name some, or leave it empty")
+        for arm in self.controls:
+            if arm not in self.arms:
+                raise ValueError(f"controls: no such arm {arm}; see arms")
         for arm in self.arms:
             if not re.fullmatch(r"[\w-]+", arm):
                 raise ValueError(f"arms.{arm}: use letters, digits, _ and -")

@@ -49,6 +49,7 @@ def test_arms_are_the_configuration_with_changes(home: Path) -> None:
     arms = {arm.name: arm for arm in arms_of(read(argv), argv)}
     assert list(arms) == list(ARMS)
     assert [arm.compared for arm in arms.values()] == [False, True, True, True]
+    assert [arm.scored for arm in arms.values()] == [False, True, True, True]
     assert [arm.start for arm in arms.values()] == ["", "", "general", ""]
     general = home / "runs" / "f" / "general" / "model"
     assert arms["further"].config.base == arms["borrowed"].config.base == str(general)
@@ -87,10 +88,6 @@ def test_budgets_are_compared_before_anything_is_run(home: Path) -> None:
         run_arms(read(argv), argv, refuse, refuse, refuse)
 
 
-def refuse(*_: Any) -> Any:
-    raise AssertionError("nothing is to be run")
-
-
 class Runs:
     """Stands for training: notes the order, and stops where it is told to."""
 
@@ -109,14 +106,23 @@ class Runs:
 SPENDS = {"general": 50.0, "scratch": 100.0, "further": 100.5, "borrowed": 99.6}
 
 
+def refuse(*_: Any) -> Any:
+    raise AssertionError("nothing is to be run")
+
+
 def run(
-    home: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, *overrides: str, name: str
+    home: Path,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    *overrides: str,
+    name: str,
+    retrieval: factorial.Retrieval = refuse,
 ) -> list[str]:
     """The arms with `runs` for training; returns what was reported."""
     monkeypatch.setattr(factorial, "arm_record", lambda config, *_: {"name": config.name})
     monkeypatch.setattr(factorial, "write_report", lambda _, records: f"{len(records)} arms")
     argv, told = command(home, ARMS, f"name={name}", *overrides), list[str]()
-    run_arms(read(argv), argv, runs, refuse, told.append)
+    run_arms(read(argv), argv, runs, retrieval, told.append)
     return told
 
 
@@ -132,6 +138,29 @@ def test_finished_arms_are_not_run_again(home: Path, monkeypatch: pytest.MonkeyP
     # What decides no number may change.
     again = run(home, Runs({}), monkeypatch, "train.workers=1", "train.log_every=9", name="cut")
     assert again == ["4 arms"]
+
+
+def test_controls_may_spend_less_and_are_scored(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the arms one is a base alone: not scored, unless it is named as a control."""
+    spends = {**SPENDS, "borrowed": 3.0}
+    with pytest.raises(UserError, match="borrowed spends 3 operations"):
+        run(home, Runs(spends), monkeypatch, name="few")
+    scored = list[str]()
+
+    def retrieval(config: TextRunConfig) -> dict[str, Any]:
+        scored.append(config.name.partition("/")[2])
+        return {}
+
+    for controls, names in (("borrowed", [*ARMS][1:]), ("borrowed,general", [*ARMS])):
+        changes = [f"controls=[{controls}]", "clip=clip.yaml"]
+        told = run(home, Runs(spends), monkeypatch, *changes, name="c", retrieval=retrieval)
+        assert told == ["4 arms"]
+        assert scored == names
+        scored.clear()
+    with pytest.raises(UserError, match="controls: no such arm x; see arms"):
+        run(home, Runs(spends), monkeypatch, "controls=[x]", name="c")
 
 
 def test_a_finished_arm_of_other_settings_stops(
