@@ -83,7 +83,7 @@ def score_encoder(
     Args:
         clip: train.py's configuration.
         overrides: of `clip_overrides`.
-        folder: gets the CLIP run and retrieval.json.
+        folder: gets a folder for these settings, with the CLIP run and retrieval.json.
         heard: the number of a signal to stop for, 0 if there is none.
 
     Returns:
@@ -93,10 +93,12 @@ def score_encoder(
         UserError: a program failed; it has said why.
         SystemExit: status 75, it was stopped.
     """
+    # Other settings are another run: one that has ended would only be "resumed" with them.
     key = hashlib.sha256(Path(clip).read_bytes() + "\n".join(overrides).encode()).hexdigest()
+    folder = folder / key[:12]
     file = folder / SCORES
-    if file.is_file() and (known := json.loads(file.read_text("utf-8")))["key"] == key:
-        return dict(known["scores"])
+    if file.is_file():
+        return dict(json.loads(file.read_text("utf-8"))["scores"])
     command = [*launcher(), str(CHECKOUT / "train.py"), clip, *overrides]
     _run([*command, "name=clip", f"runs={folder}"], heard)
     suite, out = folder / "suite.yaml", folder / "eval"
@@ -106,7 +108,7 @@ def score_encoder(
     command = [sys.executable, "-m", "eval", str(suite), f"model={folder / 'clip' / 'model'}"]
     _run([*command, "data_root=.", f"out={out}"], heard)
     scores = {name: {"split": t["data"]["split"], **_read(out, name)} for name, t in tasks.items()}
-    write_text(file, json.dumps({"key": key, "scores": scores}, indent=2) + "\n")
+    write_text(file, json.dumps({"clip": clip, "scores": scores}, indent=2) + "\n")
     return scores
 
 

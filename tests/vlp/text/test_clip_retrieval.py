@@ -17,6 +17,7 @@ from tests.shard_factory import make_shards
 from tests.vlp.text.tiny import arguments, make_home, settings
 from tests.vlp.tiny import RUN
 from vlp.config import UserError, load_config
+from vlp.curves import read_metrics
 from vlp.interrupt import Interrupt
 from vlp.settings import Config
 from vlp.text import clip_retrieval
@@ -49,7 +50,7 @@ def test_an_encoder_is_trained_on_and_scored(
     monkeypatch.setattr(clip_retrieval, "_run", in_this_process)
     scores = encoder_retrieval(config, str(clip), no_signal)
 
-    folder = config.folder / "clip"
+    (folder,) = (config.folder / "clip").iterdir()
     made = load_config(Config, [str(folder / "clip" / "config.yaml")])
     assert made.model.text.init == str(config.folder / "model")
     assert made.model.text.context_length == 24  # the encoder's; the file says 32
@@ -65,9 +66,17 @@ def test_an_encoder_is_trained_on_and_scored(
     monkeypatch.setattr(clip_retrieval, "_run", lambda *_: pytest.fail("ran again"))
     assert encoder_retrieval(config, str(clip), no_signal) == scores
     assert json.loads((folder / SCORES).read_text())["scores"] == scores
-    clip.write_text(clip.read_text() + "# another\n")
-    with pytest.raises(pytest.fail.Exception):
-        encoder_retrieval(config, str(clip), no_signal)
+    # With other settings the CLIP is trained again, from the start.
+    rate = "learning_rate: 1e-3"
+    assert rate in clip.read_text()
+    clip.write_text(clip.read_text().replace(rate, "learning_rate: 2e-3"))
+    monkeypatch.setattr(clip_retrieval, "_run", in_this_process)
+    encoder_retrieval(config, str(clip), no_signal)
+    (other,) = set((config.folder / "clip").iterdir()) - {folder}
+    first, second = (read_metrics(each / "clip" / "metrics.jsonl") for each in (folder, other))
+    assert [row["step"] for row in second] == [row["step"] for row in first]
+    key = "train/learning_rate"
+    assert second[0][key] == 2 * first[0][key] > 0
 
 
 @pytest.mark.parametrize(
