@@ -17,6 +17,7 @@ from vlp.models.text_tower import TextConfig
 from vlp.models.vocabulary import VOCABULARY, write_tokenizer
 from vlp.models.weights import differences, read_tensors
 from vlp.text.masked_lm import MaskedLM
+from vlp.text.next_sentence import NextSentenceHead
 
 WORDS, POSITIONS, BIAS = (
     "bert.embeddings.word_embeddings.weight",
@@ -27,6 +28,8 @@ DECODER = "cls.predictions.decoder.weight"
 HEAD = "cls.predictions."
 DROPPED = ("bert.pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.", "dropout.")
 """What other heads than that of masked tokens have."""
+NEXT_SENTENCE = {"bert.pooler.": "pooler.", "cls.seq_relationship.": "seq_relationship."}
+"""Of these, names in BertForPreTraining -> in NextSentenceHead."""
 BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 """Constants that older versions of transformers saved."""
 
@@ -40,12 +43,14 @@ class Base:
         folder: where it is.
         config: its architecture; its context length is its number of positions.
         weights: by MaskedLM's names, fp32; those of the head only if it has one.
+        next_sentence: by NextSentenceHead's names, fp32; empty unless it has all of that head.
     """
 
     source: str
     folder: Path
     config: TextConfig
     weights: Mapping[str, Tensor]
+    next_sentence: Mapping[str, Tensor]
 
     @property
     def has_head(self) -> bool:
@@ -94,12 +99,12 @@ def load_base(source: str) -> Base:
     config = _read_config(folder / "config.json")
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
-            weights = _masked_lm_names(read_tensors(folder / name), folder / name)
+            weights, others = _masked_lm_names(read_tensors(folder / name), folder / name)
             break
     else:
         raise UserError(f"{folder / 'model.safetensors'}: no weights in this folder")
     _check(weights, config, folder / name)
-    return Base(source, folder, config, weights)
+    return Base(source, folder, config, weights, _next_sentence(others, config, folder / name))
 
 
 def _read_config(path: Path) -> TextConfig:
@@ -114,9 +119,11 @@ def _read_config(path: Path) -> TextConfig:
     return config
 
 
-def _masked_lm_names(found: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
-    """Weights by MaskedLM's names, without what it hasn't: pooler, other heads, tied copies."""
-    weights = {}
+def _masked_lm_names(
+    found: Mapping[str, Tensor], origin: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights by MaskedLM's names, and what it hasn't: pooler and other heads."""
+    weights, others = dict[str, Tensor](), dict[str, Tensor]()
     bare = not any(name.startswith("bert.") for name in found)  # saved by BertModel
     for name, value in found.items():
         # Weights that were converted from TensorFlow have its names of LayerNorm's parameters.
@@ -124,8 +131,8 @@ def _masked_lm_names(found: Mapping[str, Tensor], origin: Path) -> dict[str, Ten
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
         if bare and not name.startswith(("cls.", *DROPPED)):
             name = f"bert.{name}"
-        if not name.startswith(DROPPED) and name not in BUFFERS:
-            weights[name] = value.float()
+        if name not in BUFFERS:
+            (others if name.startswith(DROPPED) else weights)[name] = value.float()
     decoder = weights.pop(DECODER, None)
     bias = weights.pop("cls.predictions.decoder.bias", None)
     if bias is not None:
@@ -134,7 +141,7 @@ def _masked_lm_names(found: Mapping[str, Tensor], origin: Path) -> dict[str, Ten
         raise UserError(
             f"{origin}: {DECODER} is not the word embeddings; a head of its own is not built here"
         )
-    return weights
+    return weights, others
 
 
 def _check(weights: Mapping[str, Tensor], config: TextConfig, origin: Path) -> None:
@@ -153,6 +160,31 @@ def _check(weights: Mapping[str, Tensor], config: TextConfig, origin: Path) -> N
         own = {name: shape for name, shape in own.items() if not name.startswith(HEAD)}
     if found := differences(own, {name: tuple(value.shape) for name, value in weights.items()}):
         raise UserError(f"{origin}: not the weights of its config.json ({found})")
+    _check_finite(weights, origin)
+
+
+def _next_sentence(
+    others: Mapping[str, Tensor], config: TextConfig, origin: Path
+) -> dict[str, Tensor]:
+    """The head of next sentences by our names, if it is there."""
+    weights = {
+        ours + name.removeprefix(theirs): value
+        for theirs, ours in NEXT_SENTENCE.items()
+        for name, value in others.items()
+        if name.startswith(theirs)
+    }
+    with torch.device("meta"):
+        head = NextSentenceHead(config.width).state_dict()
+    if weights.keys() != head.keys():
+        return {}
+    shapes = ({name: tuple(value.shape) for name, value in w.items()} for w in (head, weights))
+    if found := differences(*shapes):
+        raise UserError(f"{origin}: not the weights of its config.json ({found})")
+    _check_finite(weights, origin)
+    return weights
+
+
+def _check_finite(weights: Mapping[str, Tensor], origin: Path) -> None:
     for name, value in weights.items():
         if not value.isfinite().all():
             raise UserError(f"{origin}: {name} holds numbers that are not finite")

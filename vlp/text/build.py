@@ -20,6 +20,7 @@ from vlp.text.cache import TokenStore
 from vlp.text.continual import adapt
 from vlp.text.export import FACTS
 from vlp.text.masked_lm import MaskedLM
+from vlp.text.objectives import Objective
 from vlp.text.sections import SectionMates
 from vlp.text.settings import EncoderConfig, TextRunConfig
 
@@ -62,6 +63,20 @@ def masked_lm(
     notes = adapt(lm, base, config, tokenizer) if base is not None else []
     lm.set_grad_checkpointing(config.train.activation_checkpointing)
     return lm, notes
+
+
+def start_heads(used: Mapping[str, Objective], base: Base | None) -> list[str]:
+    """Give the heads of further objectives the base's weights, in place.
+
+    Returns:
+        What the base lacks, a line each.
+    """
+    if base is None or "next_sentence" not in used:
+        return []
+    if not base.next_sentence:
+        return ["the base has no head for next sentences: a new one is learnt"]
+    used["next_sentence"].head.load_state_dict(base.next_sentence)
+    return []
 
 
 def held_out_mates(

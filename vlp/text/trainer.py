@@ -67,6 +67,7 @@ class TextTrainer(Engine[TextRunConfig, TextBatch]):
         self.encoder = build.encoder_config(config, base, self.tokenizer)
         lm, self.notes = build.masked_lm(config, self.encoder, base, self.tokenizer)
         self.objectives = objectives(config, self.data.train, sizes, self.tokenizer)
+        self.notes += build.start_heads(self.objectives, base)
         model = TextModel(lm, {name: each.head for name, each in self.objectives.items()})
         if train.compile:
             model.compile_layers()

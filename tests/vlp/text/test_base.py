@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -22,7 +23,10 @@ from tests.vlp.tiny import CAPTIONS
 from vlp.config import UserError
 from vlp.data.text import CaptionTokenizer, PackedText
 from vlp.text.base import Base, load_base, start, transfer
+from vlp.text.build import start_heads
 from vlp.text.masked_lm import MaskedLM
+from vlp.text.next_sentence import NextSentenceHead, Pairs
+from vlp.text.objectives import Objective
 from vlp.text.vocabulary import VocabularyConfig, train_vocabulary
 
 SHAPE = {
@@ -87,6 +91,28 @@ def test_logits_are_transformers(kind: Any, vocabulary: Path, tmp_path: Path) ->
     text = tokenizer(CAPTIONS)
     torch.testing.assert_close(logits(lm, text), theirs(model, text), rtol=1e-5, atol=1e-5)
     assert notes == []
+
+
+def test_the_head_of_next_sentences_is_transformers(vocabulary: Path, tmp_path: Path) -> None:
+    """To 1e-5, as above; a model that has only the pooler of it has none."""
+    model = make(tmp_path / "both", vocabulary, BertForPreTraining)
+    base, tokenizer = load_base(str(tmp_path / "both")), CaptionTokenizer(vocabulary, 40)
+    lm, _ = begun(base, tokenizer)
+    head = NextSentenceHead(32)
+    used = {"next_sentence": Objective(1.0, ANY, head)}
+    assert start_heads(used, base) == []
+    text = tokenizer(CAPTIONS)
+    pairs = Pairs(text, torch.zeros_like(text.input_ids), torch.zeros(len(CAPTIONS)).long())
+    rows = torch.split(text.input_ids, text.cu_seqlens.diff().tolist())
+    with torch.no_grad():
+        want = torch.cat([model(input_ids=row[None]).seq_relationship_logits for row in rows])
+        torch.testing.assert_close(head.logits(lm.bert, pairs), want, rtol=1e-5, atol=1e-5)
+    make(tmp_path / "pooler", vocabulary, BertModel)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    notes = start_heads(used, load_base(str(tmp_path / "pooler")))
+    assert notes == ["the base has no head for next sentences: a new one is learnt"]
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+    assert start_heads({}, base) == start_heads(used, None) == []
 
 
 def test_a_model_without_the_head_gets_a_new_one(vocabulary: Path, tmp_path: Path) -> None:
