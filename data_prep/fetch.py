@@ -218,11 +218,14 @@ async def _read_all(
         except FileProblem as error:
             return error
 
+    too_large: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
             tasks = {name: group.create_task(one(name)) for name in paths}
     except* ArticleTooLarge as errors:
-        raise errors.exceptions[0] from None
+        too_large = errors.exceptions[0]  # raised here, Python 3.11.2 would put it into a group
+    if too_large is not None:
+        raise too_large
     return {name: task.result() for name, task in tasks.items()}
 
 

@@ -102,10 +102,13 @@ async def list_articles(
     if inventory:
         rows, name = await read_inventory(store, inventory)
         return _from_inventory(rows, ids), {"inventory": name, "inventory_rows": len(rows)}
+    problem: Exception | None = None
     try:
         rows = await _from_folders(store, ids)
     except* FileProblem as errors:
-        raise UserError(f"{source}: cannot be listed: {errors.exceptions[0]}") from None
+        problem = errors.exceptions[0]
+    if problem is not None:  # raised above, Python 3.11.2 would put it into a group
+        raise UserError(f"{source}: cannot be listed: {problem}")
     if not len(rows):
         raise UserError(
             f"{source}: holds no PMC<n>.<v> folders; "

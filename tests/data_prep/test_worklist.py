@@ -1,5 +1,6 @@
 """Which articles a run is about: inventories, lists of numbers, frozen lists, sync."""
 
+import asyncio
 import gzip
 import json
 import shutil
@@ -13,8 +14,9 @@ import pytest
 
 from data_prep import fetch, pmc, sync
 from data_prep.inventory import ROWS, latest_versions
+from data_prep.sources import FileProblem
 from data_prep.sync import differences
-from data_prep.worklist import SCHEMA, WORK_LIST, read_ids
+from data_prep.worklist import SCHEMA, WORK_LIST, list_articles, read_ids
 from tests.data_prep.bucket_server import (
     QUICK,
     Bucket,
@@ -158,6 +160,18 @@ def test_a_list_that_is_no_list(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / WORK_LIST).write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"worklist.parquet: not readable .* delete it"):
         from_server(bucket, tmp_path)
+
+
+def test_a_source_that_is_not_listed_is_one_line() -> None:
+    """Folders are asked for side by side; what comes of it is no group of exceptions."""
+
+    class Closed:
+        async def folders(self, prefix: str) -> list[str]:
+            raise FileProblem("HTTP 403")
+
+    wanted = list_articles(Closed(), "s3://closed", "", ["PMC1", "PMC2"])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^s3://closed: cannot be listed: HTTP 403$"):
+        asyncio.run(wanted)
 
 
 def change_bucket(bucket: Bucket) -> None:
