@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from eval.__main__ import main
 from eval.results import read_folder
 from tests.eval.test_results import scored
 from tests.eval.tiny import suite_config, write_model, write_table
+from tests.vlp.ranks import meeting_port
 from vlp.config import run_program
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def start(size: int, folder: Path, argv: list[list[str]]) -> list[Any]:
     context = multiprocessing.get_context("forkserver")
     # Forked from a process that has imported everything: a rank starts in a second, not in ten.
     context.set_forkserver_preload(["tests.eval.test_processes", "eval.model", "eval.suite"])
-    port = str(random.randint(20000, 45000))
+    port = str(meeting_port())
     processes = []
     for rank in range(size):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}

@@ -21,6 +21,11 @@ Hook = Callable[[], None]
 """Runs in a rank before training; what it changes there is the fault that is tested."""
 
 
+def meeting_port() -> int:
+    """For MASTER_PORT. Below 32768: above it systems hand out ports to anyone at any time."""
+    return random.randint(10000, 32000)
+
+
 def _context() -> Any:
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -50,7 +55,7 @@ class Ranks:
         self.logs = [folder / f"rank-{rank}.log" for rank in range(size)]
         for log in self.logs:
             log.unlink(missing_ok=True)  # of the start before
-        port = random.randint(20000, 45000)
+        port = meeting_port()
         context = _context()
         self.processes = []
         for rank in range(size):

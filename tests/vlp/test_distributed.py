@@ -1,7 +1,6 @@
 """Several machines, shards of the model, batch schedules, and a run that is only planned."""
 
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.vlp.ranks import ROOT, Ranks, arguments, make_home, numbers
+from tests.vlp.ranks import ROOT, Ranks, arguments, make_home, meeting_port, numbers
 from vlp.config import UserError, load_config
 from vlp.data.loader import RankPositions
 from vlp.data.schedule import BatchSchedule
@@ -36,7 +35,7 @@ def losses(home: Path, name: str) -> list[float]:
 
 def test_two_machines_of_two_ranks(home: Path) -> None:
     """Two torchruns that meet over the network; the same numbers as four ranks on one machine."""
-    port = str(random.randint(20000, 45000))
+    port = str(meeting_port())
     nodes = [
         subprocess.Popen(
             [

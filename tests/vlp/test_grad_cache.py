@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.vlp.test_losses import free_port
+from tests.vlp.test_losses import meet
 from tests.vlp.tiny import MODEL
 from vlp.data.text import PackedText
 from vlp.grad_cache import cached_step, split_batch
@@ -180,11 +180,9 @@ def test_split_batch_gives_every_caption_back() -> None:
     assert chunks[1][1].cu_seqlens.dtype == torch.int32
 
 
-def run_rank(rank: int, ranks: int, port: int, folder: str) -> None:
+def run_rank(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
-    )
+    meet(rank, ranks, folder)
     chunks = split_batch(*of_rank(rank, ranks), 2)
     results: dict[str, Any] = {}
     for loss in (INFONCE, SIGLIP):
@@ -222,9 +220,7 @@ def run_rank(rank: int, ranks: int, port: int, folder: str) -> None:
 
 def test_ranks_reduce_once_and_equal_the_big_batch(tmp_path: Path) -> None:
     ranks = 2
-    mp.start_processes(
-        run_rank, (ranks, free_port(), str(tmp_path)), nprocs=ranks, start_method="fork"
-    )
+    mp.start_processes(run_rank, (ranks, str(tmp_path)), nprocs=ranks, start_method="fork")
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
     for loss in (INFONCE, SIGLIP):
         model = build(loss)

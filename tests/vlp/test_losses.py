@@ -4,7 +4,6 @@ Tolerance 1e-6 relative to the largest gradient: float32 sums in another order.
 """
 
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,17 @@ def named_gradients(leaves: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: x.grad for name, x in zip(names, leaves, strict=False) if x.grad is not None}
 
 
-def run_rank(rank: int, ranks: int, port: int, loss: str, folder: str) -> None:
+def meet(rank: int, ranks: int, folder: str) -> None:
+    """Join the other ranks over a file of the test's folder: another test may take a port."""
+    place = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
+
+
+def run_rank(rank: int, ranks: int, loss: str, folder: str) -> None:
     """Loss and gradients of one rank, with one tile and with tiles across the borders of ranks."""
     torch.set_num_threads(1)
     if ranks > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
-        )
+        meet(rank, ranks, folder)
     rows = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
     for tile in (1024, 5):
         leaves = [(x[rows] if x.ndim else x).clone().requires_grad_() for x in whole_batch(loss)]
@@ -69,18 +72,12 @@ def run_rank(rank: int, ranks: int, port: int, loss: str, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_equals_open_clip_on_the_whole_batch(ranks: int, loss: str, tmp_path: Path) -> None:
     mp.start_processes(
         run_rank,
-        (ranks, free_port(), loss, str(tmp_path)),
+        (ranks, loss, str(tmp_path)),
         nprocs=ranks,
         start_method="fork" if not torch.cuda.is_available() else "spawn",
     )
@@ -102,12 +99,10 @@ def test_equals_open_clip_on_the_whole_batch(ranks: int, loss: str, tmp_path: Pa
     assert min(value.abs().max() for value in want.values()) > 1e-3  # not a comparison of zeros
 
 
-def open_clip_rank(rank: int, ranks: int, port: int, folder: str) -> None:
+def open_clip_rank(rank: int, ranks: int, folder: str) -> None:
     """open_clip's own distributed SigLIP, whose share per rank ours must equal too."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
-    )
+    meet(rank, ranks, folder)
     rows = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
     results = []
     for peer in (True, False):
@@ -127,9 +122,7 @@ def open_clip_rank(rank: int, ranks: int, port: int, folder: str) -> None:
 
 def test_siglip_equals_open_clips_ranks_one_by_one(tmp_path: Path) -> None:
     ranks = 3
-    mp.start_processes(
-        open_clip_rank, (ranks, free_port(), str(tmp_path)), nprocs=ranks, start_method="fork"
-    )
+    mp.start_processes(open_clip_rank, (ranks, str(tmp_path)), nprocs=ranks, start_method="fork")
     for rank in range(ranks):
         theirs, ours = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in theirs.items():

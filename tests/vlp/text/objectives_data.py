@@ -89,6 +89,23 @@ class Home:
         train_vocabulary(texts, VocabularyConfig(size=300), folder / "vocabulary")
         self.tokenizer = CaptionTokenizer(folder / "vocabulary", LENGTH)
         (folder / "graph.tsv").write_text("".join("\t".join(t) + "\n" for t in TRIPLES))
+        self.file = folder / "run.yaml"  # all objectives are on; written once, ranks read it
+        self.file.write_text(
+            "name: run\n"
+            "corpora:\n"
+            f"  reports: {{path: {folder}/r.jsonl, fields: [findings, impression],\n"
+            "            cleaning: {ill_formed: false, duplicates: none}}\n"
+            f"  articles: {{path: {folder}/a.jsonl,\n"
+            "             cleaning: {ill_formed: false, duplicates: none}}\n"
+            "model: {length: 24, max_positions: 32, width: 32, layers: 2, heads: 2,\n"
+            "        mlp_width: 48}\n"
+            "objectives:\n"
+            "  next_sentence: 0.5\n"
+            "  next_sentence_pairs: 8\n"
+            "  sections: {weight: 0.7, corpus: reports, first: findings, second: impression,\n"
+            "             pairs: 12, width: 16}\n"
+            f"  graph: {{weight: 0.3, triples: {folder}/graph.tsv, batch: 8, negatives: 10}}\n"
+        )
 
     def tokens(self, split: str = "train") -> dict[str, TokenStore]:
         cache, vocabulary = self.folder / "cache", self.folder / "vocabulary"
@@ -101,25 +118,7 @@ class Home:
         return {name: store.bytes() for name, store in self.stores.items()}
 
     def config(self, *overrides: str) -> TextRunConfig:
-        """All objectives are on."""
-        file = self.folder / "run.yaml"
-        file.write_text(
-            "name: run\n"
-            "corpora:\n"
-            f"  reports: {{path: {self.folder}/r.jsonl, fields: [findings, impression],\n"
-            "            cleaning: {ill_formed: false, duplicates: none}}\n"
-            f"  articles: {{path: {self.folder}/a.jsonl,\n"
-            "             cleaning: {ill_formed: false, duplicates: none}}\n"
-            "model: {length: 24, max_positions: 32, width: 32, layers: 2, heads: 2,\n"
-            "        mlp_width: 48}\n"
-            "objectives:\n"
-            "  next_sentence: 0.5\n"
-            "  next_sentence_pairs: 8\n"
-            "  sections: {weight: 0.7, corpus: reports, first: findings, second: impression,\n"
-            "             pairs: 12, width: 16}\n"
-            f"  graph: {{weight: 0.3, triples: {self.folder}/graph.tsv, batch: 8, negatives: 10}}\n"
-        )
-        return load_config(TextRunConfig, [str(file), *overrides])
+        return load_config(TextRunConfig, [str(self.file), *overrides])
 
     def bert(self) -> PackedBert:
         return PackedBert(self.encoder())

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from tests.vlp.test_losses import free_port
+from tests.vlp.test_losses import meet
 from tests.vlp.text.objectives_data import Home
 from vlp.config import UserError
 from vlp.data.text import PackedText
@@ -81,12 +81,11 @@ def test_shares_of_ranks_make_up_the_whole(home: Home) -> None:
             assert len(set(map(tuple, sequences(rows.text)))) == len(rows.text.cu_seqlens) - 1
 
 
-def run(rank: int, ranks: int, port: int, home: Home, folder: str) -> None:
+def run(rank: int, ranks: int, home: Home, folder: str) -> None:
     """Loss and gradients of a rank, and its answer to retrieval."""
     torch.set_num_threads(1)
     if ranks > 1:
-        place = f"tcp://127.0.0.1:{port}"
-        dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
+        meet(rank, ranks, folder)
     torch.manual_seed(0)
     bert, found = home.bert().double(), made(home)
     heads = torch.nn.ModuleDict({name: one.head for name, one in found.items()}).double()
@@ -112,9 +111,8 @@ def run(rank: int, ranks: int, port: int, home: Home, folder: str) -> None:
 def test_two_ranks_learn_what_one_does(home: Home, tmp_path: Path) -> None:
     """Averaged over the ranks, as DDP does, losses and gradients are those of one process; double
     precision but for the losses themselves, which are in fp32: 1e-5 of the largest gradient."""
-    run(0, 1, 0, home, str(tmp_path))
-    port = free_port()
-    mp.start_processes(run, (2, port, home, str(tmp_path)), nprocs=2, start_method="fork")
+    run(0, 1, home, str(tmp_path))
+    mp.start_processes(run, (2, home, str(tmp_path)), nprocs=2, start_method="fork")
     one, *two = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1.0", "2.0", "2.1")
     )
