@@ -33,8 +33,10 @@ def write_pairs(articles: Path, file: Path) -> int:
     """Caption and mentions of each figure that has both, as JSON lines; returns how many.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or no such folder.
     """
+    if not articles.is_dir():
+        raise UserError(f"articles={articles}: no such folder")
     lines = [json.dumps(record) for record in _figures(articles)]
     if not lines:
         raise UserError(f"{articles}: no figure with a caption and a mention in its JATS files")

@@ -40,7 +40,7 @@ RECORD = "arm.json"
 _FIXED = ("name", "runs", "arms", "controls", "clip")
 """Keys that belong to all arms together."""
 _INDIFFERENT = re.compile(
-    r"report\..*|runs|cache|controls|corpora\.\w+\.(path|max_bad)|train\.(micro_batch|activation_checkpointing"
+    r"report\..*|runs|cache|corpora\.\w+\.(path|max_bad)|train\.(micro_batch|activation_checkpointing"
     r"|compile|parallel|device|workers|timeout|resume|\w+_every|checkpoint_minutes"
     r"|keep_checkpoints)"
 )
@@ -57,7 +57,6 @@ class Arm:
         config: all of its settings; its folder is that of the configuration, with its name.
         start: the arm whose weights it starts from, or "".
         compared: no other arm is based on it, and it is no control.
-        scored: compared, or a control.
     """
 
     name: str
@@ -65,7 +64,6 @@ class Arm:
     config: TextRunConfig
     start: str
     compared: bool
-    scored: bool
 
 
 def run_arms(
@@ -110,7 +108,7 @@ def run_arms(
     if _is_main():
         records = [arm_record(arm.config, arm.compared, arm.changes) for arm in arms]
         for arm, record in zip(arms, records, strict=True):
-            if config.clip and arm.scored:
+            if config.clip and (arm.compared or arm.name in config.controls):
                 record["retrieval"] = retrieval(arm.config)
         report(write_report(config.folder, records))
 
@@ -155,9 +153,8 @@ def arms_of(config: TextRunConfig, argv: Sequence[str]) -> list[Arm]:
             clip="",
         )
         start = settings.base[1:] if own.init == "continual" and own.base != settings.base else ""
-        control = name in config.controls
-        compared = name not in based_on and not control
-        arms.append(Arm(name, tuple(config.arms[name]), own, start, compared, compared or control))
+        compared = name not in based_on and name not in config.controls
+        arms.append(Arm(name, tuple(config.arms[name]), own, start, compared))
     return arms
 
 

@@ -49,7 +49,6 @@ def test_arms_are_the_configuration_with_changes(home: Path) -> None:
     arms = {arm.name: arm for arm in arms_of(read(argv), argv)}
     assert list(arms) == list(ARMS)
     assert [arm.compared for arm in arms.values()] == [False, True, True, True]
-    assert [arm.scored for arm in arms.values()] == [False, True, True, True]
     assert [arm.start for arm in arms.values()] == ["", "", "general", ""]
     general = home / "runs" / "f" / "general" / "model"
     assert arms["further"].config.base == arms["borrowed"].config.base == str(general)

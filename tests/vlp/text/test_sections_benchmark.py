@@ -25,6 +25,9 @@ def test_captions_and_mentions_of_articles(tmp_path: Path) -> None:
     assert [record["id"] for record in records] == ["0.xml#0", "1.xml#0", "2.xml#0"]
     assert records[1]["caption"] == "Bone of mouse 1."
     assert records[1]["mention"] == "Bones healed (Figure 1) in week 1."
+    with pytest.raises(UserError, match="none: no such folder"):
+        write_pairs(tmp_path / "none", tmp_path / "none.jsonl")
+    (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no figure with a caption and a mention"):
         write_pairs(tmp_path / "none", tmp_path / "none.jsonl")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+)
 
 from tests.vlp.text.tiny import arguments, make_home, settings
 from vlp.config import UserError, run_program
@@ -332,6 +339,23 @@ def test_other_data_on_resume_is_refused(home: Path) -> None:
     ):
         with pytest.raises(UserError, match="set it back or choose another name"):
             TextTrainer(settings(home, "name=resumed", *change))
+
+
+def test_the_head_of_next_sentences_goes_on(home: Path) -> None:
+    """From a BertForPreTraining's; a model folder of ours has none, which the first line says."""
+    TextTrainer(settings(home, "name=headless", "train.steps=1")).fit()
+    headless, whole = home / "runs/headless/model", home / "whole"
+    theirs = BertForPreTraining(BertConfig.from_pretrained(headless))
+    theirs.save_pretrained(whole)
+    shutil.copy(headless / "tokenizer.json", whole)
+    pairs = ["init=continual", "objectives.next_sentence=1", "objectives.next_sentence_pairs=4"]
+    trainer = TextTrainer(settings(home, "name=went_on", f"base={whole}", *pairs))
+    head = trainer.objectives["next_sentence"].head.state_dict()
+    assert torch.equal(head["pooler.dense.weight"], theirs.bert.pooler.dense.weight)
+    assert torch.equal(head["seq_relationship.weight"], theirs.cls.seq_relationship.weight)
+    note = "the base has no head for next sentences: a new one is learnt"
+    assert note not in trainer.facts()
+    assert note in TextTrainer(settings(home, "name=new", f"base={headless}", *pairs)).facts()
 
 
 def test_damaged_base_and_cache_are_named(home: Path) -> None:
