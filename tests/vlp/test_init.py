@@ -24,7 +24,7 @@ from vlp.config import UserError
 from vlp.data.text import CaptionTokenizer
 from vlp.models.dual_encoder import DualEncoder, ModelConfig
 from vlp.models.gpt import QuickGELU
-from vlp.models.hub import load_pretrained, read_config, save_pretrained
+from vlp.models.hub import fetch_bert, load_pretrained, read_config, save_pretrained
 from vlp.models.init import initialise, take_open_clip
 from vlp.models.vision_tower import ImageConfig
 from vlp.models.vocabulary import needs_writing, tokenizer_source
@@ -178,6 +178,9 @@ def test_from_a_hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(got[key], value) for key, value in want.items())
     with pytest.raises(UserError, match=r"hf-hub:group/other: can't be fetched: "):
         start(dataclasses.replace(MODEL, init="hf-hub:group/other"))
+    unreached = r"base=group/other: no such folder; hf-hub:group/other: can't be fetched: "
+    with pytest.raises(UserError, match=unreached):
+        fetch_bert("group/other", "base")
 
 
 def test_other_settings_are_named(source: Path) -> None:

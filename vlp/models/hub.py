@@ -235,7 +235,10 @@ def fetch_bert(source: str, key: str = "model.text.init") -> Path:
     """
     folder = fetch(source)
     if folder is None and source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        folder = fetch(HUB + source)
+        try:
+            folder = fetch(HUB + source)
+        except UserError as error:
+            raise UserError(f"{key}={source}: no such folder; {error}") from None
     if folder is None:
         raise UserError(f"{key}={source}: no such folder; a hub's is ORG/NAME")
     return folder

@@ -64,6 +64,9 @@ class TextConfig:
             )
         if self.quick_gelu and self.kind != "gpt":
             raise ValueError("model.text.quick_gelu is for model.text.kind=gpt")
+        for key in ("width", "layers", "heads", "mlp_width"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.text.{key}={getattr(self, key)} must be at least 1")
         if self.frozen < -1 or self.frozen > self.layers:
             raise ValueError(
                 f"model.text.frozen must be -1 or one of 0 to model.text.layers={self.layers}, "

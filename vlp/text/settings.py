@@ -51,7 +51,11 @@ class EncoderConfig:
     """Hidden size of the feed-forward blocks."""
 
     def __post_init__(self) -> None:
-        self.bert(vocab_size=30522)  # checks them
+        try:
+            self.bert(vocab_size=30522)  # checks them
+        except ValueError as error:
+            named = str(error).replace("model.text.context_length", "model.length")
+            raise ValueError(named.replace("model.text.", "model.")) from None
 
     def bert(self, vocab_size: int) -> TextConfig:
         """The same as the text tower's settings."""
