@@ -197,8 +197,10 @@ def wandb_records(path: Path) -> Iterator[Any]:
     After a header of 7 bytes come blocks of 32 KiB with chunks of (crc, length, type, data), where
     type 1 is a whole record and 2, 3, 4 are its first, middle and last part.
     """
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # waits for W&B's process, which writes the file's last 32 KiB when it ends
     data, at, record = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):
