@@ -96,7 +96,7 @@ def pairs(count: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, width, generator=generator)
     texts = torch.randn(count, width, generator=generator).mul_(4).add_(images)
-    for side in (images, texts):  # in place: what this takes would count as the peak of what follows
+    for side in (images, texts):  # in place: copies would count as the peak of what follows
         F.normalize(side, dim=1, out=side)
     return images, texts
 
