@@ -181,7 +181,7 @@ SENTENCES = st.lists(
 ).map(lambda found: ". ".join(found) + ".")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     lead=st.sampled_from(["", "Organs of mice.", "Effects in two groups:"]),
     owns=st.lists(SENTENCES, min_size=2, max_size=12),
@@ -197,7 +197,7 @@ def test_what_was_joined_is_split_again(
     assert parts(caption) == (lead, dict(zip(letters, owns, strict=False)))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text("ABCDabcd()[].,:;-– and1é", max_size=80))
 def test_no_text_breaks_it(caption: str) -> None:
     found = split_caption(caption)

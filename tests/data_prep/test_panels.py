@@ -207,7 +207,7 @@ def test_choice_of_letters() -> None:
     assert choose_letters([a, b, *larger], "AB") == larger
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     columns=st.lists(st.integers(40, 120), min_size=1, max_size=4),
     rows=st.lists(st.integers(40, 120), min_size=1, max_size=4),

@@ -45,7 +45,7 @@ PARTS: st.SearchStrategy[list[str]] = st.deferred(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(PARTS)
 def test_what_is_left_is_what_would_be_left(parts: list[str]) -> None:
     data = f"<article>{''.join(parts)}</article>".encode()

@@ -9,10 +9,6 @@ from hypothesis import strategies as st
 
 from vlp.data.order import Order, Source, generator
 
-# Machines are busy at times; no test here is about speed.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
-
 # Uneven, one-sample and empty shards; fewer shards than ranks happen often.
 shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(lambda s: sum(s) > 0)
 mixtures = st.builds(
