@@ -17,10 +17,12 @@ from xml.sax.saxutils import escape
 from tests.data_prep.factories import prepare, tree
 from tests.loopback import LoopbackServer, QuietHandler, running
 
-QUICK = ("first_wait=0.01", "timeout=0.4", "val_fraction=0.2", "test_fraction=0.2")
+QUICK = ("first_wait=0.01", "val_fraction=0.2", "test_fraction=0.2")
 """Keys of `pmc` for a bucket on this machine."""
 SLOW = 1.5
-"""Seconds by which the fault `slow` delays; tests set their timeout well below."""
+"""Seconds by which the faults `slow` and `stall` delay."""
+IMPATIENT = {"slow": ["timeout=0.4"], "stall": ["timeout=0.4"]}
+"""Keys that make a timeout of a fault; for all others a busy machine has as long as it needs."""
 
 
 def md5(data: bytes) -> str:
@@ -29,7 +31,10 @@ def md5(data: bytes) -> str:
 
 
 class Bucket(LoopbackServer):
-    """Serves `root`. `faults[key]` are used up one by one by requests for that key; see `_fail`."""
+    """Serves `root`. `faults[key]` are used up one by one by requests for that key; see `_fail`.
+
+    A reply takes `latency` seconds at least.
+    """
 
     def __init__(self, root: Path, page: int = 1000) -> None:
         super().__init__(_Handler)
@@ -37,6 +42,7 @@ class Bucket(LoopbackServer):
         self.faults: dict[str, list[str]] = {}
         self.requests: Counter[str] = Counter()
         self.connections = self.open_now = self.most_open = 0
+        self.latency = 0.0
 
     def next_fault(self, key: str) -> str:
         """The fault for this request, and count the request."""
@@ -64,6 +70,7 @@ class _Handler(QuietHandler):
             self.server.open_now += 1
             self.server.most_open = max(self.server.most_open, self.server.open_now)
         try:
+            time.sleep(self.server.latency)
             self._answer()
         finally:
             with self.server.lock:

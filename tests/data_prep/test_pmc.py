@@ -7,6 +7,7 @@ import pytest
 
 from data_prep.__main__ import main
 from tests.data_prep.bucket_server import (
+    IMPATIENT,
     QUICK,
     Bucket,
     from_server,
@@ -85,7 +86,7 @@ def test_faults_that_pass(bucket: Bucket, tmp_path: Path, key: str, fault: str) 
     from_server(bucket, tmp_path / "well")
     bucket.requests.clear()
     bucket.faults[key] = [fault] * 2
-    from_server(bucket, tmp_path / "ill")
+    from_server(bucket, tmp_path / "ill", *IMPATIENT.get(fault, ()))
     assert shards(tmp_path / "ill") == shards(tmp_path / "well")
     assert bucket.requests[key] == 3
     assert not bucket.faults[key]
@@ -113,7 +114,7 @@ def test_faults_that_stay(
 ) -> None:
     """The figure is rejected with the reason, all others are there, and once."""
     bucket.faults["PMC2.1/g1.jpg"] = [fault] * 20
-    from_server(bucket, tmp_path / "out")
+    from_server(bucket, tmp_path / "out", *IMPATIENT.get(fault, ()))
     stage = "figure" if fault == "404" else "fetch"
     assert rejects_of(tmp_path / "out") == [("PMC2.1", "F1", "g1.jpg", stage, reason)]
     keys = [row["key"] for row in rows_of(tmp_path / "out")]
@@ -156,6 +157,7 @@ def test_many_faults_at_once(bucket: Bucket, tmp_path: Path) -> None:
 
 
 def test_requests_are_concurrent_and_connections_kept(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.latency = 0.1
     from_server(bucket, tmp_path / "out", "requests=8")
     assert bucket.requests.total() > 12 * 4
     assert bucket.connections <= 8

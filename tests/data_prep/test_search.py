@@ -17,7 +17,7 @@ from data_prep.http import Network
 from data_prep.search import search_pmc
 from vlp.config import UserError
 
-NETWORK = Network(requests=4, attempts=5, timeout=0.5, first_wait=0.01)
+NETWORK = Network(requests=4, attempts=5, timeout=30, first_wait=0.01)
 _RANGE = re.compile(r'"(\d+/\d+/\d+)"\[(\w+)\] : "(\d+/\d+/\d+)"\[(\w+)\]')
 
 
@@ -194,7 +194,7 @@ def test_rates(entrez: Entrez, monkeypatch: pytest.MonkeyPatch, key: str, least:
     search_pmc("x", NETWORK, entrez.url)
     pauses = [b - a for a, b in zip(entrez.times, entrez.times[1:], strict=False)]
     assert len(pauses) == 5
-    assert sum(pauses) / len(pauses) >= least
+    assert sum(pauses[1:]) / 4 >= least  # before the first reply there was a connection to make
     assert entrez.queries[0].get("api_key", "") == key
     assert entrez.queries[0]["email"] == "a@example.org"
 

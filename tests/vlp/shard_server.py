@@ -91,7 +91,7 @@ class Handler(QuietHandler):
             time.sleep(1.0)
             self._reply(status, body)
         elif fault == "pause":  # long enough for requests to overlap
-            time.sleep(0.1)
+            time.sleep(0.3)
             self._reply(status, body)
         elif fault:
             raise ValueError(fault)

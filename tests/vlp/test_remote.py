@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,11 +92,9 @@ def test_a_batch_is_read_in_few_requests_at_the_same_time(
     server.requests.clear()
     for name in shards.shards:
         server.faults[name] = ["always", "pause"]
-    start = time.perf_counter()
     everything(shards)
     assert len(server.gets()) == 20  # image and caption of a sample still share one
     assert server.most_open > 5
-    assert time.perf_counter() - start < 20 * 0.1
 
 
 def test_one_request_of_a_sample_is_not_larger_than_the_sample(server: ShardServer) -> None:
