@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -151,6 +152,19 @@ def test_two_runs_at_once(undisturbed: dict[str, bytes], tmp_path: Path) -> None
     assert ends[0] == ("", 0)
     assert ends[1] in (("", 0), (f"error: {out}: {IN_USE}\n", 2))
     assert tree(out) == undisturbed
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    released, first = threading.Event(), FolderLock(tmp_path / "LOCK")
+
+    def release() -> None:
+        released.set()
+        first.__exit__()
+
+    first.__enter__()
+    threading.Timer(0.3, release).start()
+    with FolderLock(tmp_path / "LOCK", patience=60):
+        assert released.is_set()
 
 
 def test_a_folder_in_use_is_left_alone(undisturbed: dict[str, bytes], tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from tests.loopback import LoopbackServer, QuietHandler, running
 
+PAUSE = 0.3
+"""Seconds that the fault `pause` takes: long enough for requests to overlap."""
+
 
 class ShardServer(LoopbackServer):
     """Serves `root`. `faults[name]` are used up one by one by requests for that file; of
@@ -90,8 +93,8 @@ class Handler(QuietHandler):
         elif fault == "slow":
             time.sleep(1.0)
             self._reply(status, body)
-        elif fault == "pause":  # long enough for requests to overlap
-            time.sleep(0.3)
+        elif fault == "pause":
+            time.sleep(PAUSE)
             self._reply(status, body)
         elif fault:
             raise ValueError(fault)

@@ -71,7 +71,7 @@ def test_a_rank_that_dies_ends_the_others(home: Path) -> None:
     ranks = train(home, "train.steps=500")
     assert ranks.wait_for(lambda: len(numbers(home, "run")) > 5)
     ranks.processes[1].kill()
-    assert ranks.wait() == [2, -signal.SIGKILL]
+    assert ranks.wait(30) == [2, -signal.SIGKILL]
     assert "error: another process of the run is gone" in ranks.output()
 
 
@@ -80,7 +80,7 @@ def test_a_loader_process_that_dies_ends_the_run(home: Path) -> None:
     assert ranks.wait_for(lambda: len(numbers(home, "run")) > 5)
     for child in children(ranks.processes[0].pid):
         os.kill(child, signal.SIGKILL)
-    assert ranks.wait() == [2]
+    assert ranks.wait(30) == [2]
     assert "error: a loader process died (" in ranks.output()
 
 
@@ -136,5 +136,5 @@ def test_signal_to_the_whole_process_group(home: Path) -> None:
     for process in ranks.processes:
         for pid in (*children(process.pid), process.pid):
             os.kill(pid, signal.SIGUSR1)
-    assert ranks.wait() == [75, 75], ranks.output()
+    assert ranks.wait(60) == [75, 75], ranks.output()
     assert "stopped by SIGUSR1 after step" in ranks.output()

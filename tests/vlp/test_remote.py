@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from tests.shard_factory import make_samples, make_shards, write_shards
-from tests.vlp.shard_server import ShardServer, serve
+from tests.vlp.shard_server import PAUSE, ShardServer, serve
 from tests.vlp.tiny import make_tokenizer
 from vlp.config import UserError
 from vlp.data import cache as cache_module
@@ -92,9 +93,11 @@ def test_a_batch_is_read_in_few_requests_at_the_same_time(
     server.requests.clear()
     for name in shards.shards:
         server.faults[name] = ["always", "pause"]
+    start = time.perf_counter()
     everything(shards)
     assert len(server.gets()) == 20  # image and caption of a sample still share one
     assert server.most_open > 5
+    assert time.perf_counter() - start < 20 * PAUSE
 
 
 def test_one_request_of_a_sample_is_not_larger_than_the_sample(server: ShardServer) -> None:

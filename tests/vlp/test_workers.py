@@ -106,7 +106,7 @@ def test_the_training_process_can_end_a_worker() -> None:
     pid = next(items)
     (worker,) = [child for child in multiprocessing.active_children() if child.pid == pid]
     worker.terminate()
-    worker.join(60)
+    worker.join(5)
     assert worker.exitcode == 0
     items.close()
 
@@ -125,7 +125,7 @@ def test_a_worker_killed_while_the_device_computes() -> None:
     items = run(Pids(), count=1000)
     send("KILL", next(items))
     with pytest.raises(RuntimeError) as caught:  # noqa: PT012
-        for _ in range(1000):
+        for _ in range(100):
             time.sleep(0.05)
     assert "a loader process died (killed by signal: Killed)" in str(lost_worker(caught.value))
     items.close()

@@ -95,7 +95,7 @@ def test_ranks_wait_for_what_rank_0_prepares(home: Path) -> None:
 
 def test_faults_reach_the_user_once(home: Path) -> None:
     ranks = start(home, "fault", "corpora.a.fields=[body]", size=2)
-    assert ranks.wait() == [2, 2]  # torchrun stops rank 1 before it says anything
+    assert ranks.wait(60) == [2, 2]  # torchrun stops rank 1 before it says anything
     (line,) = ranks.logs[0].read_text().splitlines()
     assert line.startswith("error: ")
     assert "body" in line
